@@ -27,7 +27,7 @@ export class MemoryDevice implements BlockDevice {
     this.writeZeroes(offset, length);
   }
 
-  writeZeroes(offset: number, length: number): void {
+  writeZeroes(offset: number, length: number, _options?: { unmap?: boolean }): void {
     this.check(offset, length);
     this.bytes.fill(0, offset, offset + length);
   }

@@ -1,0 +1,115 @@
+/**
+ * The `<dev>`s of all tables: opened once, on the main thread, and claimed for their target until it is removed: one
+ * writer and nobody else, or any number of readers. Between processes src/device/open.ts sees to the same.
+ */
+import { closeSync } from 'node:fs';
+import { readdir, readFile } from 'node:fs/promises';
+import { type Access, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
+import { DmError } from '../src/errors.js';
+import type { Backing, Target } from '../src/targets/target.js';
+
+interface Claim {
+  /** What is claimed: a file by its inode, a block device by its number, a target by its id. */
+  readonly what: string;
+  readonly owner: number;
+  readonly access: Access;
+  /** To close with the claim. */
+  readonly fd: number | undefined;
+}
+
+/** What a `@NAME` leads to. */
+export interface NamedTarget {
+  readonly id: number;
+  readonly target: Target;
+  /** True while its `device` is open. */
+  readonly isOpen: boolean;
+}
+
+export class Backings {
+  private readonly claims: Claim[] = [];
+
+  /** `mountDevice`: st_dev of the mount, to know its own files by. */
+  constructor(
+    private readonly mountPoint: string,
+    private readonly mountDevice: () => number,
+    private readonly targetByName: (name: string) => NamedTarget | undefined,
+  ) {}
+
+  /** Opens and claims a `<dev>` for target `owner`. Errors as CreateContext.openBacking. */
+  async open(device: string, access: Access, owner: number): Promise<Backing> {
+    return device.startsWith('@')
+      ? this.openTarget(device, access, owner)
+      : await this.openPath(device, access, owner);
+  }
+
+  /** Gives back all claims of a target and closes its files. */
+  release(owner: number): void {
+    for (let i = this.claims.length - 1; i >= 0; i--) {
+      const claim = this.claims[i]!;
+      if (claim.owner !== owner) continue;
+      this.claims.splice(i, 1);
+      if (claim.fd !== undefined) closeSync(claim.fd);
+    }
+  }
+
+  /** The target that has target `id` for a backing, if there is one. */
+  userOf(id: number): { owner: number; access: Access } | undefined {
+    return this.claims.find(({ what }) => what === targetKey(id));
+  }
+
+  private openTarget(device: string, access: Access, owner: number): Backing {
+    const named = this.targetByName(device.slice(1));
+    if (!named) throw new DmError('ENOENT', `${device}: there is no target of that name in this mount`);
+    if (named.isOpen && access === 'write') {
+      throw new DmError('EBUSY', `${device}: its device file is open; close it first`);
+    }
+    this.refuseConflict(device, targetKey(named.id), access);
+    this.claims.push({ what: targetKey(named.id), owner, access, fd: undefined });
+    return { kind: 'target', id: named.id, path: device, size: named.target.size };
+  }
+
+  private async openPath(path: string, access: Access, owner: number): Promise<Backing> {
+    if (!path.startsWith('/')) {
+      throw new DmError('EINVAL', `${path}: a device is an absolute path or @NAME`);
+    }
+    const found = await statBacking(path);
+    if (found.dev === this.mountDevice()) throw selfAccess(path);
+    if (found.isBlockDevice()) await this.refuseOwnLoop(path, found.rdev);
+    this.refuseConflict(path, inodeKey(found), access);
+    const file = await openBackingFile(path, found, access);
+    this.claims.push({ what: inodeKey(found), owner, access, fd: file.fd });
+    return { kind: 'file', ...file };
+  }
+
+  private refuseConflict(device: string, what: string, access: Access): void {
+    const claim = this.claims.find((c) => c.what === what && (access === 'write' || c.access === 'write'));
+    if (claim) throw new DmError('EBUSY', `${device}: in use by another target of this mount`);
+  }
+
+  /** A loop device on one of our own files, also below other block devices, would wait for this mount. */
+  private async refuseOwnLoop(path: string, rdev: number): Promise<void> {
+    const major = (rdev >>> 8) & 0xfff;
+    const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00);
+    const pending = [`/sys/dev/block/${major}:${minor}`];
+    for (let at = pending.pop(); at !== undefined; at = pending.pop()) {
+      // A partition's folder lies inside its disk's.
+      for (const folder of [at, `${at}/..`]) {
+        const file = await readFile(`${folder}/loop/backing_file`, 'utf8').catch(() => '');
+        if (file.startsWith(`${this.mountPoint}/`)) throw selfAccess(path);
+      }
+      const slaves = await readdir(`${at}/slaves`).catch(() => []);
+      pending.push(...slaves.map((name) => `/sys/class/block/${name}`));
+    }
+  }
+}
+
+function selfAccess(path: string): DmError {
+  return new DmError(
+    'EINVAL',
+    `${path}: leads into this mount, which would wait for itself; stack targets with @NAME`,
+  );
+}
+
+function targetKey(id: number): string {
+  return `target ${id}`;
+}

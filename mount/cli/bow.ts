@@ -1,0 +1,101 @@
+/** `dmfuse bow restore`, `check` and `dump`: the log of an image that is not attached. */
+import { closeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { FileDevice } from '../../src/device/file.js';
+import { type Access, openBackingFile, statBacking } from '../../src/device/open.js';
+import { errnoOf } from '../../src/errors.js';
+import { describeFinding, dumpLog, inspectLog, type LogDump, restore } from '../../src/targets/bow/undo.js';
+import { printJson } from './output.js';
+
+const EXIT_DAMAGED = 2;
+const EXIT_NO_LOG = 3;
+
+/** How long a restore waits for a daemon that is just ending to let go of the image. */
+const LOCK_WAIT_MS = 5000;
+const LOCK_POLL_MS = 50;
+
+/** Runs at every boot, so no log is a good end. */
+export async function restoreImage(path: string): Promise<void> {
+  await withImage(path, 'write', (device) => {
+    const result = restore(device);
+    if (result.state === 'no-log') {
+      say('no log');
+      return;
+    }
+    const logs = `${result.sequences} log block${result.sequences === 1 ? '' : 's'}`;
+    say(`restored: ${result.entries} entries, ${result.bytes} bytes, ${logs}`);
+  });
+}
+
+export async function checkImage(path: string, { json }: { json: boolean }): Promise<void> {
+  await withImage(path, 'read', (device) => {
+    const report = inspectLog(device);
+    const findings = report?.findings.map(describeFinding) ?? [];
+    if (!report) process.exitCode = EXIT_NO_LOG;
+    else if (findings.length > 0) process.exitCode = EXIT_DAMAGED;
+
+    if (json) {
+      const state = !report ? 'no-log' : findings.length > 0 ? 'damaged' : 'sound';
+      printJson({ state, ...report, ...(report ? { findings } : {}) });
+    } else if (!report) {
+      say('no log: a restore would change nothing');
+    } else if (findings.length > 0) {
+      say(`damaged: a restore would refuse and change nothing\n${findings.join('\n')}`);
+    } else {
+      const how = report.restoring ? 'finish the restore that has begun' : 'roll back';
+      say(
+        `sound: a restore would ${how}: ${report.entries} entries, ${report.bytes} bytes, ${report.logs} log blocks ` +
+          `of ${report.blockSize} bytes`,
+      );
+    }
+  });
+}
+
+export async function dumpImage(path: string, { json }: { json: boolean }): Promise<void> {
+  await withImage(path, 'read', (device) => {
+    const dump = dumpLog(device);
+    if (!dump) process.exitCode = EXIT_NO_LOG;
+    else if (dump.findings.length > 0) process.exitCode = EXIT_DAMAGED;
+
+    if (json) printJson({ logs: [], ...dump, findings: dump?.findings.map(describeFinding) ?? [] });
+    else say(dump ? dumpText(dump) : 'no log');
+  });
+}
+
+function dumpText({ logs, findings }: LogDump): string {
+  const lines: string[] = [];
+  for (const log of logs) {
+    lines.push(
+      `log ${log.sequence} at sector ${log.sector}: magic ${log.magic}, version ${log.headerVersion}, ` +
+        `header ${log.headerSize} bytes, block ${log.blockSize} bytes, ${log.count} entries, sector0 at ${log.sector0}`,
+    );
+    log.entries.forEach(({ sourceSector, destSector, sizeBytes, checksum }, i) => {
+      lines.push(`  ${i}: source ${sourceSector} dest ${destSector} size ${sizeBytes} checksum ${checksum}`);
+    });
+  }
+  return [...lines, ...findings.map((finding) => `damaged: ${describeFinding(finding)}`)].join('\n');
+}
+
+async function withImage(path: string, access: Access, use: (device: FileDevice) => void): Promise<void> {
+  const file = await openWhenFree(path, access);
+  try {
+    use(new FileDevice(file));
+  } finally {
+    closeSync(file.fd);
+  }
+}
+
+async function openWhenFree(path: string, access: Access) {
+  for (let waited = 0; ; waited += LOCK_POLL_MS) {
+    try {
+      return await openBackingFile(path, await statBacking(path), access);
+    } catch (error) {
+      if (errnoOf(error) !== errnoOf({ code: 'EBUSY' }) || waited >= LOCK_WAIT_MS) throw error;
+      await sleep(LOCK_POLL_MS);
+    }
+  }
+}
+
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}

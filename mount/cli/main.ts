@@ -1,0 +1,126 @@
+#!/usr/bin/env node
+/** The command line: what the commands are called and take. What they do is imported when one is run. */
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { messageOf } from '../../src/errors.js';
+import { VERSION } from '../version.js';
+
+export const EXIT_FAILED = 1;
+export const EXIT_USAGE = 64;
+
+const LANES_DEFAULT = 4;
+const LANES_MAX = 64;
+
+function program(): Command {
+  const dmfuse = new Command('dmfuse')
+    .description(
+      'Block devices that the kernel lacks, as files of a FUSE mount: checkpoint, roll back and more.',
+    )
+    .version(VERSION)
+    .showHelpAfterError('(dmfuse --help tells more)');
+
+  dmfuse
+    .command('mount')
+    .description('mount at MNT; returns when the mount answers')
+    .argument('<MNT>', 'an empty directory')
+    .option(
+      '--create <NAME TABLE>',
+      "create a target at once, e.g. 'sys bow /img/disk.img'; can be repeated",
+      collect,
+      [],
+    )
+    .option('-f, --foreground', 'stay in the foreground', false)
+    .option('--allow-other', 'let other users into the mount (files stay yours until you chmod them)', false)
+    .option('--lanes <N>', `threads that serve I/O, 1 to ${LANES_MAX}`, parseLanes, LANES_DEFAULT)
+    .option('--debug', 'print a line for each request; needs --foreground', false)
+    .action(async (mountPoint, options) => (await import('./mount.js')).mount(mountPoint, options));
+
+  dmfuse
+    .command('create')
+    .description('create a target')
+    .argument('<MNT>')
+    .argument('<NAME>', 'the directory that the target gets in MNT')
+    .argument('<TABLE>', "the table line, e.g. 'bow /img/disk.img 1 block_size:1024'")
+    .action(async (mountPoint, name, table) =>
+      (await import('./targets.js')).create(mountPoint, name, table),
+    );
+
+  dmfuse
+    .command('remove')
+    .description('remove a target; refused while its device is open')
+    .argument('<MNT>')
+    .argument('<NAME>')
+    .action(async (mountPoint, name) => (await import('./targets.js')).remove(mountPoint, name));
+
+  dmfuse
+    .command('ls')
+    .description('list the targets')
+    .argument('<MNT>')
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, options) => (await import('./targets.js')).list(mountPoint, options));
+
+  dmfuse
+    .command('status')
+    .description('print the status line of one target or of all')
+    .argument('<MNT>')
+    .argument('[NAME]')
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, name, options) =>
+      (await import('./targets.js')).status(mountPoint, name, options),
+    );
+
+  dmfuse
+    .command('umount')
+    .description('unmount and wait until all is on disk; refused while a device is open')
+    .argument('<MNT>')
+    .action(async (mountPoint) => (await import('./umount.js')).umount(mountPoint));
+
+  const bow = dmfuse
+    .command('bow')
+    .description('work on an image that a bow target wrote, while it is not attached');
+  bow
+    .command('restore')
+    .description('roll back to the checkpoint; may be interrupted at any time and run again')
+    .argument('<IMAGE>', 'a file or block device')
+    .action(async (image) => (await import('./bow.js')).restoreImage(image));
+  bow
+    .command('check')
+    .description(
+      'verify the log and all backups, and say what a restore would do (0 sound, 2 damaged, 3 no log)',
+    )
+    .argument('<IMAGE>')
+    .option('--json', 'print JSON', false)
+    .action(async (image, options) => (await import('./bow.js')).checkImage(image, options));
+  bow
+    .command('dump')
+    .description('print the log')
+    .argument('<IMAGE>')
+    .option('--json', 'print JSON', false)
+    .action(async (image, options) => (await import('./bow.js')).dumpImage(image, options));
+
+  for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands]) command.exitOverride();
+  return dmfuse;
+}
+
+function collect(value: string, previous: string[]): string[] {
+  return [...previous, value];
+}
+
+function parseLanes(value: string): number {
+  const lanes = Number(value);
+  if (Number.isInteger(lanes) && lanes >= 1 && lanes <= LANES_MAX) return lanes;
+  throw new InvalidArgumentError(`expected a number from 1 to ${LANES_MAX}`);
+}
+
+/** Actions resolve to an exit code, or to nothing for 0. */
+async function run(): Promise<number> {
+  try {
+    await program().parseAsync();
+    return typeof process.exitCode === 'number' ? process.exitCode : 0;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
+    process.stderr.write(`dmfuse: ${messageOf(error)}\n`);
+    return EXIT_FAILED;
+  }
+}
+
+process.exitCode = await run();

@@ -1,0 +1,92 @@
+/** `dmfuse mount`: in the foreground the daemon itself; else it starts one and waits until its mount answers. */
+import { fork } from 'node:child_process';
+import { realpathSync, statSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { DmError, messageOf } from '../../src/errors.js';
+import { findMount } from './find-mount.js';
+
+export interface MountCommandOptions {
+  readonly create: readonly string[];
+  readonly foreground: boolean;
+  readonly allowOther: boolean;
+  readonly lanes: number;
+  readonly debug: boolean;
+}
+
+/** What the daemon in the background says to the command that started it. */
+type Readiness = { readonly ready: true } | { readonly error: string };
+
+export async function mount(argument: string, options: MountCommandOptions): Promise<void> {
+  if (process.send) await serve(argument, options, (line) => process.stderr.write(`dmfuse: ${line}\n`));
+  else if (options.foreground)
+    await serve(argument, options, (line) => process.stderr.write(`dmfuse: ${line}\n`));
+  else await startInBackground();
+}
+
+async function serve(
+  argument: string,
+  options: MountCommandOptions,
+  log: (line: string) => void,
+): Promise<void> {
+  let ended: Promise<number>;
+  try {
+    const { startDaemon } = await import('../daemon.js');
+    ended = (
+      await startDaemon({
+        ...options,
+        mountPoint: checkMountPoint(argument),
+        create: options.create.map(parseCreate),
+        log,
+      })
+    ).ended;
+  } catch (error) {
+    await tell({ error: messageOf(error) });
+    throw error;
+  }
+  await tell({ ready: true });
+  process.chdir('/');
+  process.exit(await ended);
+}
+
+/** The path, absolute and without links. Throws ENOENT, ENOTDIR, EBUSY for one that is a dmfuse mount already. */
+function checkMountPoint(argument: string): string {
+  if (findMount(argument)) {
+    throw new DmError('EBUSY', `${argument}: a dmfuse mount already; \`dmfuse umount ${argument}\` ends it`);
+  }
+  let path: string;
+  try {
+    path = realpathSync(argument);
+  } catch {
+    throw new DmError('ENOENT', `${argument}: no such directory; make it with mkdir`);
+  }
+  if (!statSync(path).isDirectory()) throw new DmError('ENOTDIR', `${argument}: not a directory`);
+  return path;
+}
+
+function parseCreate(argument: string): { name: string; table: string } {
+  const [, name, table] = /^\s*(\S+)\s+(.+)$/s.exec(argument) ?? [];
+  if (name !== undefined && table !== undefined) return { name, table };
+  throw new DmError('EINVAL', `--create '${argument}': expected 'NAME TABLE', e.g. 'sys bow /img/disk.img'`);
+}
+
+async function startInBackground(): Promise<void> {
+  const daemon = fork(fileURLToPath(import.meta.resolve('./main.js')), process.argv.slice(2), {
+    detached: true,
+    stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+  });
+  const readiness = await new Promise<Readiness>((resolve) => {
+    daemon.once('message', (message) => resolve(message as Readiness));
+    daemon.once('error', (error) => resolve({ error: messageOf(error) }));
+    daemon.once('exit', (code, signal) => resolve({ error: `the daemon ended with ${signal ?? code}` }));
+  });
+  if ('error' in readiness) throw new Error(readiness.error);
+  daemon.disconnect();
+  daemon.unref();
+}
+
+/** Tells the command that waits, where one does, and lets go of it. */
+async function tell(message: Readiness): Promise<void> {
+  if (!process.send) return;
+  await new Promise<void>((resolve) => process.send!(message, () => resolve()));
+  if (process.connected) process.disconnect();
+}

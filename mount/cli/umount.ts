@@ -1,0 +1,80 @@
+/** `dmfuse umount`: refuses while a device is open and says by whom; waits until the daemon has flushed and gone. */
+import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DmError, errnoOf } from '../../src/errors.js';
+import { unmount } from '../fuse/connection.js';
+import { requireMount } from './find-mount.js';
+
+const POLL_MS = 10;
+
+export async function umount(mountArgument: string): Promise<void> {
+  const mountPoint = requireMount(mountArgument);
+  const daemon = daemonPid(mountPoint);
+  const users = usersOf(mountPoint);
+  if (users.length > 0) throw new DmError('EBUSY', `${mountPoint}: in use: ${users.join('; ')}`);
+  try {
+    await unmount(mountPoint);
+  } catch (error) {
+    const busy = errnoOf(error) === errnoOf({ code: 'EBUSY' });
+    throw busy ? new DmError('EBUSY', `${mountPoint}: in use: fuser -vm ${mountPoint} tells by whom`) : error;
+  }
+  while (daemon !== undefined && isAlive(daemon)) await sleep(POLL_MS);
+}
+
+/** Who serves the mount; undefined when he is dead. */
+function daemonPid(mountPoint: string): number | undefined {
+  try {
+    return Number(/^pid (\d+)$/m.exec(readFileSync(join(mountPoint, '.dmfuse'), 'utf8'))?.[1]);
+  } catch {
+    return undefined;
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    // A zombie has closed all its files: it waits for its parent, not we for it.
+    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+/** `FILE by WHOM`, for each open file of the mount. */
+function usersOf(mountPoint: string): string[] {
+  const inside = (path: string) => path.startsWith(`${mountPoint}/`);
+  const users: string[] = [];
+  for (const name of readdirSync('/sys/block').filter((block) => block.startsWith('loop'))) {
+    const file = `/sys/block/${name}/loop/backing_file`;
+    const backing = existsSync(file) ? readFileSync(file, 'utf8').trim() : '';
+    if (inside(backing)) users.push(`${backing} by /dev/${name} (losetup -d)`);
+  }
+  for (const pid of readdirSync('/proc').filter((entry) => /^\d+$/.test(entry))) {
+    for (const path of openFiles(pid).filter(inside)) {
+      users.push(`${path} by process ${pid} (${processName(pid)})`);
+    }
+  }
+  return users;
+}
+
+function openFiles(pid: string): string[] {
+  try {
+    return readdirSync(`/proc/${pid}/fd`).map((fd) => {
+      try {
+        return readlinkSync(`/proc/${pid}/fd/${fd}`);
+      } catch {
+        return '';
+      }
+    });
+  } catch {
+    return []; // another user's process, or one that has ended
+  }
+}
+
+function processName(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim();
+  } catch {
+    return '?';
+  }
+}

@@ -1,0 +1,122 @@
+/**
+ * The daemon: one mount, its registry, its tree and its lanes, from mount(2) to the last flush.
+ *
+ * It ends when the mount is gone, whoever took it away: `dmfuse umount`, umount(8), fusermount3 -u, or a signal. Then
+ * every target is flushed and the process exits.
+ */
+import { statSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { messageOf } from '../src/errors.js';
+import { closeBacking, connect, openBacking, unmount } from './fuse/connection.js';
+import { MainRequests } from './fuse/main-requests.js';
+import { LanePool } from './lanes/pool.js';
+import type { FromLane } from './lanes/protocol.js';
+import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
+import { Registry } from './registry.js';
+import { Passthrough } from './tree/passthrough.js';
+import { deviceNode, Tree } from './tree/tree.js';
+import { VERSION } from './version.js';
+
+export interface DaemonOptions {
+  /** An absolute path to a directory. */
+  readonly mountPoint: string;
+  readonly lanes: number;
+  readonly allowOther: boolean;
+  readonly debug: boolean;
+  readonly create: readonly { readonly name: string; readonly table: string }[];
+  /** A line for whoever runs the daemon. */
+  readonly log: (line: string) => void;
+}
+
+/** Mounts, creates what was asked for, and serves. Resolves when the mount answers; `ended` with the exit code. */
+export async function startDaemon(options: DaemonOptions): Promise<{ ended: Promise<number> }> {
+  const { mountPoint, log } = options;
+  const uncovered = statSync(mountPoint).dev;
+  const connection = await connect(mountPoint, options);
+  markIoFlusher();
+  lowerOomScore();
+
+  let mountDevice = uncovered;
+  let end: (code: number) => void;
+  const ended = new Promise<number>((resolve) => {
+    end = resolve;
+  });
+  const registry = new Registry({
+    mountPoint,
+    mountDevice: () => mountDevice,
+    lanes: options.lanes,
+    deviceNode,
+    announce: (message) => pool.announce(message),
+  });
+  const tree = new Tree({
+    registry,
+    passthrough: new Passthrough(
+      connection.passthrough
+        ? {
+            open: (fd) => openBacking(connection.fd, fd),
+            close: (backingId) => closeBacking(connection.fd, backingId),
+          }
+        : undefined,
+    ),
+    uid: process.getuid!(),
+    gid: process.getgid!(),
+    allowOther: options.allowOther,
+    version: VERSION,
+  });
+  const requests = new MainRequests(connection.fd, tree);
+  const flush = (): number => {
+    const failures = registry.flushAll();
+    for (const failure of failures) log(`flush failed: ${failure}`);
+    return failures.length > 0 ? 1 : 0;
+  };
+  const pool = new LanePool({
+    fuseFd: connection.fd,
+    lanes: options.lanes,
+    debug: options.debug,
+    onMessage: (message: FromLane) => {
+      if (message.kind === 'request') requests.handle(message.bytes);
+      else if (message.kind === 'event') registry.byId(message.id)?.events.raise(message.line);
+      else log(message.line);
+    },
+    onEnd: () => end(flush()),
+    onFailure: (error) => {
+      log(`a lane failed: ${error.stack ?? messageOf(error)}`);
+      flush();
+      end(1);
+    },
+  });
+  takeSignals(mountPoint, log, flush);
+
+  // Async: this thread answers the request that it makes here.
+  mountDevice = (await stat(mountPoint)).dev;
+  try {
+    for (const { name, table } of options.create) await registry.load(registry.add(name), table);
+  } catch (error) {
+    await unmount(mountPoint, { lazy: true });
+    await ended;
+    throw error;
+  }
+  return { ended };
+}
+
+/** SIGTERM and SIGINT flush and unmount; while files are open the mount is only detached and served to its end. */
+function takeSignals(mountPoint: string, log: (line: string) => void, flush: () => number): void {
+  let leaving = false;
+  const leave = async (signal: NodeJS.Signals) => {
+    flush();
+    if (leaving) {
+      log(`${signal} again: leaving while files are open`);
+      process.exit(1);
+    }
+    leaving = true;
+    try {
+      await unmount(mountPoint);
+    } catch (error) {
+      log(`${signal}: ${messageOf(error)}: detached; the daemon ends when the last open file is closed`);
+      await unmount(mountPoint, { lazy: true }).catch((lazyError) => log(messageOf(lazyError)));
+    }
+  };
+  process.on('SIGTERM', leave);
+  process.on('SIGINT', leave);
+  process.on('SIGHUP', () => {});
+}

@@ -1,0 +1,132 @@
+/**
+ * The data path: requests for a `device` file, from the lane's request buffer to the target and back. Here, at the
+ * edge, a request is cut to the device (reads end there, writes past it are ENOSPC); targets see only what is inside.
+ */
+import type { BlockDevice } from '../../src/device/block-device.js';
+import { DmError } from '../../src/errors.js';
+import type { Target } from '../../src/targets/target.js';
+import { Opcode } from '../fuse/opcodes.js';
+import {
+  FALLOC_KEEP_SIZE,
+  FALLOC_PUNCH_HOLE,
+  FALLOC_ZERO_RANGE,
+  MAX_IO_BYTES,
+  putU64,
+  type Request,
+  SEEK_DATA,
+  SEEK_HOLE,
+  WRITE_IN_BYTES,
+} from '../fuse/wire.js';
+import type { LaneStats } from './stats.js';
+
+// <fcntl.h>; O_SYNC contains this bit.
+const O_DSYNC = 0o10000;
+
+/** A `device` file as a lane sees it. */
+export interface ServedDevice {
+  readonly id: number;
+  readonly target: Target;
+  readonly stats: LaneStats;
+}
+
+/** Serves one request for a device. The reply's body goes into `body`; returns its length in bytes. Throws the error. */
+export function serveDevice(device: ServedDevice, request: Request, body: Uint8Array): number {
+  switch (request.opcode) {
+    case Opcode.READ:
+      return serveRead(device, request, body);
+    case Opcode.WRITE:
+      return serveWrite(device, request, body);
+    case Opcode.FSYNC:
+      device.stats.add('flushes', 1);
+      device.target.flush();
+      return 0;
+    case Opcode.FALLOCATE:
+      return serveFallocate(device, request);
+    case Opcode.LSEEK:
+      putU64(viewOf(body), 0, seek(device.target, request.bodyU64(8), request.bodyU32(16)));
+      return 8;
+    default:
+      throw new DmError('ENOSYS', `opcode ${request.opcode} is not for a device`);
+  }
+}
+
+// struct fuse_read_in { u64 fh; u64 offset; u32 size; … }
+function serveRead({ target, stats }: ServedDevice, request: Request, body: Uint8Array): number {
+  const offset = request.bodyU64(8);
+  const length = clampLength(target.size, offset, Math.min(request.bodyU32(16), MAX_IO_BYTES));
+  if (length > 0) target.read(offset, body.subarray(0, length));
+  stats.add('reads', 1);
+  stats.add('read_bytes', length);
+  return length;
+}
+
+// struct fuse_write_in { u64 fh; u64 offset; u32 size; u32 write_flags; u64 lock_owner; u32 flags; u32 padding }
+function serveWrite({ target, stats }: ServedDevice, request: Request, body: Uint8Array): number {
+  const offset = request.bodyU64(8);
+  const data = request.tail(WRITE_IN_BYTES);
+  if (data.length !== request.bodyU32(16)) throw new DmError('EINVAL', 'WRITE: size and data differ');
+  const length = clampLength(target.size, offset, data.length);
+  if (length === 0 && data.length > 0)
+    throw new DmError('ENOSPC', `WRITE at ${offset}: the device ends before it`);
+  if (length > 0) target.write(offset, data.subarray(0, length));
+  stats.add('writes', 1);
+  stats.add('written_bytes', length);
+  if (request.bodyU32(32) & O_DSYNC) {
+    stats.add('flushes', 1);
+    target.flush();
+  }
+  const view = viewOf(body);
+  view.setUint32(0, length, true);
+  view.setUint32(4, 0, true);
+  return 8;
+}
+
+// struct fuse_fallocate_in { u64 fh; u64 offset; u64 length; u32 mode; u32 padding }
+function serveFallocate({ target, stats }: ServedDevice, request: Request): number {
+  const offset = request.bodyU64(8);
+  const mode = request.bodyU32(24);
+  const length = clampLength(target.size, offset, request.bodyU64(16));
+  // Past the end there is nothing to zero, and with KEEP_SIZE nothing to make.
+  switch (mode) {
+    case FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE:
+      if (length > 0) target.writeZeroes(offset, length, { unmap: true });
+      stats.add('discards', 1);
+      stats.add('discarded_bytes', length);
+      return 0;
+    case FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE:
+    case FALLOC_ZERO_RANGE:
+      if (length < request.bodyU64(16)) throw new DmError('ENOSPC', 'ZERO_RANGE: the device ends before it');
+      target.writeZeroes(offset, length);
+      stats.add('zeroes', 1);
+      stats.add('zeroed_bytes', length);
+      return 0;
+    case 0:
+    case FALLOC_KEEP_SIZE:
+      // A device has all its space: asking for some of it again is done already.
+      if (length < request.bodyU64(16)) throw new DmError('ENOSPC', 'fallocate: the device ends before it');
+      return 0;
+    default:
+      throw new DmError('EOPNOTSUPP', `fallocate mode ${mode}: a device can only be punched and zeroed`);
+  }
+}
+
+/** SEEK_DATA and SEEK_HOLE from byte `offset` on; the end of the device is a hole. Throws ENXIO past it. */
+function seek(device: BlockDevice, offset: number, whence: number): number {
+  if (whence !== SEEK_DATA && whence !== SEEK_HOLE) throw new DmError('EINVAL', `LSEEK: whence ${whence}`);
+  if (offset >= device.size) throw new DmError('ENXIO', `LSEEK: ${offset} is past the end`);
+  for (let at = offset; at < device.size; ) {
+    const extent = device.extentAt?.(at) ?? { data: true, end: device.size };
+    if (extent.data === (whence === SEEK_DATA)) return at;
+    at = extent.end;
+  }
+  if (whence === SEEK_HOLE) return device.size;
+  throw new DmError('ENXIO', 'LSEEK: no data to the end of the device');
+}
+
+function clampLength(size: number, offset: number, length: number): number {
+  return Math.max(0, Math.min(length, size - offset));
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

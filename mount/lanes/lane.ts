@@ -1,0 +1,148 @@
+/**
+ * A lane: one worker thread that reads a request from /dev/fuse, serves it to its end and writes the reply, for ever.
+ * No event loop, no promise and no callback on the data path. Requests that are not for a device's data go to main.
+ *
+ * It ends when the mount is gone: read(2) then fails with ENODEV.
+ */
+import { readSync, writeSync } from 'node:fs';
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { errnoOf, messageOf } from '../../src/errors.js';
+import { SECTOR_BYTES } from '../../src/units.js';
+import { Opcode, type Operation, operationOf } from '../fuse/opcodes.js';
+import {
+  IN_HEADER_BYTES,
+  MAX_IO_BYTES,
+  OUT_HEADER_BYTES,
+  putReplyHeader,
+  REQUEST_BUFFER_BYTES,
+  Request,
+} from '../fuse/wire.js';
+import { openTarget } from '../open-target.js';
+import { type ServedDevice, serveDevice } from './device-requests.js';
+import { type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
+import { markIoFlusher } from './reclaim.js';
+import { LaneStats } from './stats.js';
+
+const { fuseFd, lane, control, port, debug } = workerData as LaneData;
+const controlWords = new Int32Array(control);
+const devicesByNode = new Map<number, ServedDevice>();
+const devicesById = new Map<number, ServedDevice>();
+let registryVersion = 0;
+
+// All of the data path's memory, before the first request.
+const request = new Request(new Uint8Array(REQUEST_BUFFER_BYTES));
+const reply = new Uint8Array(OUT_HEADER_BYTES + MAX_IO_BYTES);
+const replyView = new DataView(reply.buffer);
+const replyBody = reply.subarray(OUT_HEADER_BYTES);
+
+markIoFlusher();
+while (readRequest()) serve();
+
+/** False when the mount is gone. */
+function readRequest(): boolean {
+  for (;;) {
+    try {
+      request.length = readSync(fuseFd, request.bytes, 0, REQUEST_BUFFER_BYTES, null);
+      return true;
+    } catch (error) {
+      const code = (error as NodeJS.ErrnoException).code;
+      if (code === 'ENODEV') return false;
+      // ENOENT: the request was interrupted before we had it.
+      if (code !== 'ENOENT' && code !== 'EINTR' && code !== 'EAGAIN') throw error;
+    }
+  }
+}
+
+function serve(): void {
+  if (Atomics.load(controlWords, REGISTRY_VERSION) !== registryVersion) drainRegistry();
+  if (request.length < IN_HEADER_BYTES) return;
+  const operation = operationOf(request.opcode);
+  if (!operation) {
+    answer(errnoOf({ code: 'ENOSYS' }), 0);
+  } else if (request.length < IN_HEADER_BYTES + operation.structBytes) {
+    answer(errnoOf({ code: 'EINVAL' }), 0);
+  } else if (operation.served === 'data') {
+    const device = devicesByNode.get(request.node);
+    if (device) serveData(device, operation);
+    else handToMain();
+  } else if (operation.served === 'main') {
+    handToMain();
+  }
+  if (debug) trace(operation);
+}
+
+function serveData(device: ServedDevice, operation: Operation): void {
+  let bytes: number;
+  try {
+    bytes = serveDevice(device, request, replyBody);
+  } catch (error) {
+    device.stats.add('errors', 1);
+    const errno = errnoOf(error);
+    if (errno === errnoOf({ code: 'EIO' })) raiseFailure(device, operation, error);
+    answer(errno, 0);
+    return;
+  }
+  answer(0, bytes);
+}
+
+/** EIO means that something is broken: a line in the target's events, for the errno alone tells nobody what. */
+function raiseFailure(device: ServedDevice, operation: Operation, error: unknown): void {
+  const at =
+    request.opcode === Opcode.FSYNC ? '' : ` sector=${Math.floor(request.bodyU64(8) / SECTOR_BYTES)}`;
+  const reason = JSON.stringify(messageOf(error));
+  send({
+    kind: 'event',
+    id: device.id,
+    line: `io_error op=${operation.name.toLowerCase()}${at} reason=${reason}`,
+  });
+}
+
+function answer(errno: number, bodyBytes: number): void {
+  const length = putReplyHeader(replyView, request.unique, errno, bodyBytes);
+  try {
+    writeSync(fuseFd, reply, 0, length);
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code;
+    // ENOENT: the caller was killed while it waited. ENODEV: the mount went meanwhile; the next read says so again.
+    if (code !== 'ENOENT' && code !== 'ENODEV') throw error;
+  }
+}
+
+function handToMain(): void {
+  const bytes = request.bytes.slice(0, request.length);
+  send({ kind: 'request', bytes }, bytes.buffer);
+}
+
+function drainRegistry(): void {
+  // Before the port is drained: a change that comes after this line is seen at the next request.
+  registryVersion = Atomics.load(controlWords, REGISTRY_VERSION);
+  for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) {
+    const message = next.message as ToLane;
+    if (message.kind === 'add') {
+      const { id, node, stats } = message.device;
+      const target = openTarget(message.device, (other) => devicesById.get(other)?.target, raiseFor(id));
+      const device = { id, target, stats: new LaneStats(stats, lane) };
+      devicesByNode.set(node, device);
+      devicesById.set(id, device);
+    } else {
+      for (const [node, device] of devicesByNode) {
+        if (device.id === message.id) devicesByNode.delete(node);
+      }
+      devicesById.delete(message.id);
+    }
+  }
+}
+
+function raiseFor(id: number): (line: string) => void {
+  return (line) => send({ kind: 'event', id, line });
+}
+
+function send(message: FromLane, transfer?: ArrayBuffer): void {
+  parentPort!.postMessage(message, transfer ? [transfer] : []);
+}
+
+function trace(operation: Operation | undefined): void {
+  const what = operation?.name ?? `opcode ${request.opcode}`;
+  const where = `node ${request.node} offset ${request.length >= IN_HEADER_BYTES + 16 ? request.bodyU64(8) : 0}`;
+  send({ kind: 'trace', line: `lane ${lane}: ${request.unique} ${what} ${where} ${request.length} bytes` });
+}

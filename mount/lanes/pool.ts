@@ -1,0 +1,54 @@
+/** The lanes as the main thread sees them: started, told of devices, heard, and missed when they end. */
+import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
+import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
+
+export interface LanePoolOptions {
+  readonly fuseFd: number;
+  readonly lanes: number;
+  readonly debug: boolean;
+  readonly onMessage: (message: FromLane) => void;
+  /** All lanes have ended because the mount is gone. */
+  readonly onEnd: () => void;
+  /** A lane died of an error of ours. It may have held a lock: nothing after this can be trusted. */
+  readonly onFailure: (error: Error) => void;
+}
+
+export class LanePool {
+  private readonly control = new Int32Array(
+    new SharedArrayBuffer(CONTROL_WORDS * Int32Array.BYTES_PER_ELEMENT),
+  );
+  private readonly ports: MessagePort[] = [];
+  private running = 0;
+
+  constructor(options: LanePoolOptions) {
+    for (let lane = 0; lane < options.lanes; lane++) this.start(lane, options);
+  }
+
+  /** Tells every lane; when this returns, none serves another request before it has heard. */
+  announce(message: ToLane): void {
+    for (const port of this.ports) port.postMessage(message);
+    // Last: a lane that sees the new version finds the message in its port.
+    Atomics.add(this.control, REGISTRY_VERSION, 1);
+  }
+
+  private start(lane: number, options: LanePoolOptions): void {
+    const { port1, port2 } = new MessageChannel();
+    const workerData: LaneData = {
+      fuseFd: options.fuseFd,
+      lane,
+      control: this.control.buffer as SharedArrayBuffer,
+      port: port2,
+      debug: options.debug,
+    };
+    const worker = new Worker(new URL('./lane.js', import.meta.url), { workerData, transferList: [port2] });
+    this.ports.push(port1);
+    port1.unref();
+    this.running++;
+    worker.on('message', options.onMessage);
+    worker.on('error', options.onFailure);
+    worker.on('exit', () => {
+      port1.close();
+      if (--this.running === 0) options.onEnd();
+    });
+  }
+}

@@ -1,0 +1,60 @@
+/**
+ * The `events` of one target: a bounded stream that any number of readers follow, each at its own place, as
+ * /dev/kmsg. A reader starts at the oldest event kept; one that falls behind is told how many it lost.
+ *
+ * A line is `name key=value… monotonic_ns=N`.
+ */
+
+/** Events kept for readers that come late. */
+const KEPT = 1024;
+
+export class EventLog {
+  private readonly lines: string[] = [];
+  /** Sequence number of `lines[0]`. */
+  private first = 0;
+  private readonly wakers = new Set<() => void>();
+
+  /** Appends an event and wakes everybody who waits for one. */
+  raise(event: string): void {
+    this.lines.push(`${event} monotonic_ns=${process.hrtime.bigint()}\n`);
+    if (this.lines.length > KEPT) {
+      this.lines.shift();
+      this.first++;
+    }
+    const wakers = [...this.wakers];
+    this.wakers.clear();
+    for (const wake of wakers) wake();
+  }
+
+  /** True when `cursor` has something to read. */
+  hasNews(cursor: EventCursor): boolean {
+    return cursor.next < this.first + this.lines.length;
+  }
+
+  /** The whole lines from `cursor` on that fit in `limit` bytes, and moves it; at least one line, cut if it must be. */
+  take(cursor: EventCursor, limit: number): Buffer {
+    let text = '';
+    if (cursor.next < this.first) {
+      text = `lost count=${this.first - cursor.next}\n`;
+      cursor.next = this.first;
+    }
+    while (this.hasNews(cursor)) {
+      const line = this.lines[cursor.next - this.first]!;
+      if (text !== '' && Buffer.byteLength(text + line) > limit) break;
+      text += line;
+      cursor.next++;
+    }
+    return Buffer.from(text).subarray(0, limit);
+  }
+
+  /** Calls `wake` once, at the next event. Returns what takes that back. */
+  onNews(wake: () => void): () => void {
+    this.wakers.add(wake);
+    return () => this.wakers.delete(wake);
+  }
+}
+
+/** Where one reader is. */
+export interface EventCursor {
+  next: number;
+}

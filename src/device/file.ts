@@ -1,0 +1,109 @@
+/**
+ * A regular file or a block device as a BlockDevice. The descriptor is opened once, on the main thread; every
+ * thread builds its own FileDevice over the same descriptor number, so nothing here keeps state.
+ *
+ * I/O is buffered: a write is in the page cache (safe from kill -9) when it returns and durable after a flush.
+ */
+import { fdatasyncSync, readSync, writeSync } from 'node:fs';
+import { DmError } from '../errors.js';
+import { libcFunction, SystemCallError } from '../libc.js';
+import type { BlockDevice, Extent } from './block-device.js';
+
+// <linux/falloc.h>
+const FALLOC_KEEP_SIZE = 0x01;
+const FALLOC_PUNCH_HOLE = 0x02;
+const FALLOC_ZERO_RANGE = 0x10;
+// <unistd.h>
+const SEEK_END = 2;
+const SEEK_DATA = 3;
+const SEEK_HOLE = 4;
+
+const fallocate = libcFunction<[number, number, number, number]>(
+  'int fallocate(int fd, int mode, int64_t offset, int64_t length)',
+);
+const lseek = libcFunction<[number, number, number]>('int64_t lseek(int fd, int64_t offset, int whence)');
+
+const ZEROES = new Uint8Array(1 << 20);
+
+export interface FileDescription {
+  readonly fd: number;
+  /** Bytes. */
+  readonly size: number;
+  /** For messages. */
+  readonly path: string;
+}
+
+/** Bytes of an open regular file or block device. */
+export function fileSize(fd: number): number {
+  return lseek(fd, 0, SEEK_END);
+}
+
+export class FileDevice implements BlockDevice {
+  readonly size: number;
+  private readonly fd: number;
+  private readonly path: string;
+
+  constructor(file: FileDescription) {
+    this.fd = file.fd;
+    this.size = file.size;
+    this.path = file.path;
+  }
+
+  read(offset: number, into: Uint8Array): void {
+    let done = 0;
+    while (done < into.length) {
+      const n = readSync(this.fd, into, done, into.length - done, offset + done);
+      if (n === 0) throw new DmError('EIO', `${this.path}: ends before byte ${offset + into.length}`);
+      done += n;
+    }
+  }
+
+  write(offset: number, from: Uint8Array): void {
+    let done = 0;
+    while (done < from.length) {
+      done += writeSync(this.fd, from, done, from.length - done, offset + done);
+    }
+  }
+
+  flush(): void {
+    fdatasyncSync(this.fd);
+  }
+
+  discard(offset: number, length: number): void {
+    try {
+      fallocate(this.fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, length);
+    } catch (error) {
+      // A TRIM is advice: a medium that cannot take it has still done all that was asked.
+      if (!isUnsupported(error)) throw error;
+    }
+  }
+
+  writeZeroes(offset: number, length: number, { unmap = false } = {}): void {
+    try {
+      const mode = unmap ? FALLOC_PUNCH_HOLE : FALLOC_ZERO_RANGE;
+      fallocate(this.fd, mode | FALLOC_KEEP_SIZE, offset, length);
+    } catch (error) {
+      if (unmap || !isUnsupported(error)) throw error;
+      for (let done = 0; done < length; done += ZEROES.length) {
+        this.write(offset + done, ZEROES.subarray(0, Math.min(ZEROES.length, length - done)));
+      }
+    }
+  }
+
+  extentAt(offset: number): Extent {
+    // The file position that lseek moves is shared by all threads and used by none: all I/O names its offset.
+    try {
+      const data = lseek(this.fd, offset, SEEK_DATA);
+      if (data >= this.size) return { data: false, end: this.size };
+      if (data > offset) return { data: false, end: data };
+      return { data: true, end: Math.min(lseek(this.fd, offset, SEEK_HOLE), this.size) };
+    } catch (error) {
+      // ENXIO: nothing but a hole from here on. EINVAL: a block device, which cannot tell.
+      return { data: !(error instanceof SystemCallError && error.code === 'ENXIO'), end: this.size };
+    }
+  }
+}
+
+function isUnsupported(error: unknown): boolean {
+  return error instanceof SystemCallError && (error.code === 'EOPNOTSUPP' || error.code === 'ENOTSUP');
+}

@@ -1,0 +1,64 @@
+/**
+ * The table line, as dmsetup writes it: `[0 LENGTH] TYPE ARG…`.
+ *
+ * LENGTH is in sectors. Words are separated by blanks; a backslash takes the next character as it is, so that a path
+ * may hold blanks (dm_split_args in the kernel's drivers/md/dm-table.c).
+ */
+import { DmError } from './errors.js';
+
+export interface TableLine {
+  /** Sectors; undefined where the line leaves it to the target. */
+  readonly length: number | undefined;
+  readonly type: string;
+  readonly args: readonly string[];
+}
+
+/** Takes a table line apart. Throws EINVAL with what is wrong. */
+export function parseTableLine(line: string): TableLine {
+  const words = splitWords(line);
+  let length: number | undefined;
+  if (/^\d/.test(words[0] ?? '')) {
+    if (parseCount(words[0]!, 'the start sector') !== 0) {
+      throw new DmError('EINVAL', `table starts at sector ${words[0]}: a target here starts at sector 0`);
+    }
+    length = parseCount(words[1] ?? '', 'LENGTH (sectors)');
+    if (length === 0)
+      throw new DmError('EINVAL', 'LENGTH is 0 sectors: leave `0 LENGTH` out for all of the device');
+    words.splice(0, 2);
+  }
+  const [type, ...args] = words;
+  if (type === undefined) throw new DmError('EINVAL', 'the table is empty: expected `[0 LENGTH] TYPE ARGS`');
+  return { length, type, args };
+}
+
+/** One word of a table line, so that parseTableLine gives it back. */
+export function quoteWord(word: string): string {
+  return word.replace(/[\s\\]/g, '\\$&');
+}
+
+/** A decimal count of a table line or a control file. Throws EINVAL naming `what`. */
+export function parseCount(word: string, what: string): number {
+  const value = Number(word);
+  if (!/^\d+$/.test(word) || !Number.isSafeInteger(value)) {
+    throw new DmError('EINVAL', `${what} must be a decimal number, found \`${word}\``);
+  }
+  return value;
+}
+
+/**
+ * Takes an optional `<#args> arg…` group from the front of `args`: its arguments, and what follows it. Throws EINVAL
+ * when the count is not a number or promises more than there is.
+ */
+export function takeGroup(args: readonly string[], what: string): { group: string[]; rest: string[] } {
+  if (args.length === 0) return { group: [], rest: [] };
+  const count = parseCount(args[0]!, `the number of ${what}`);
+  if (count > args.length - 1) {
+    throw new DmError('EINVAL', `the table promises ${count} ${what} and gives ${args.length - 1}`);
+  }
+  return { group: args.slice(1, 1 + count), rest: args.slice(1 + count) };
+}
+
+function splitWords(line: string): string[] {
+  const words = line.match(/(?:\\[\s\S]|[^\s\\])+/g) ?? [];
+  return words.map((word) => word.replace(/\\([\s\S])/g, '$1'));
+}

@@ -1,0 +1,221 @@
+/**
+ * What all threads share of one bow target: one SharedArrayBuffer with the lock, the state words and the log block's
+ * image, and the range map's own buffer. Everything here is read under the lock and changed under the exclusive lock,
+ * but for `free` and the flush-failure word, which are single words.
+ */
+import type { BlockDevice } from '../../device/block-device.js';
+import { DmError, errnoOf } from '../../errors.js';
+import { RangeMap } from '../../shared/range-map.js';
+import { RwLock } from '../../shared/rwlock.js';
+import { SECTOR_BYTES } from '../../units.js';
+import type { Backing, OpenContext } from '../target.js';
+
+/** The types of blocks. The numbers are ours alone: they live in memory, never on a device. */
+export const BlockType = {
+  UNCHANGED: 0,
+  FREE: 1,
+  CHANGED: 2,
+  BACKUP: 3,
+  SECTOR0_CURRENT: 4,
+  SECTOR0: 5,
+  /** UNCHANGED on the medium, and trimmed since the checkpoint: reads as zeros. */
+  TRIMMED: 6,
+} as const;
+export type BlockType = (typeof BlockType)[keyof typeof BlockType];
+
+/** The three states of a bow device, as `state` shows them. */
+export const State = { TRIM: 0, CHECKPOINT: 1, COMMITTED: 2 } as const;
+export type State = (typeof State)[keyof typeof State];
+
+export interface BowDescriptor {
+  readonly backing: Backing;
+  /** Bytes, a whole number of sectors; a last block may be short. */
+  readonly size: number;
+  /** Bytes. */
+  readonly blockSize: number;
+  readonly shared: SharedArrayBuffer;
+  readonly ranges: SharedArrayBuffer;
+}
+
+// Words of `shared`, then SECTOR0_CURRENT's block as a double, then the log block's image.
+const STATE = RwLock.WORDS;
+const SUSPECT = STATE + 1;
+const FLUSH_FAILED = STATE + 2;
+const NO_SPACE_TOLD = STATE + 3;
+const LOG_COUNT = STATE + 4;
+const LOG_SEQUENCE = STATE + 5;
+const WORDS_BYTES = Math.ceil(((STATE + 6) * Int32Array.BYTES_PER_ELEMENT) / 8) * 8;
+const IMAGE_OFFSET = WORDS_BYTES + 8;
+
+/** The shared buffers of a new target of `size` bytes: state 0, nothing trimmed. */
+export function createShared(size: number, blockSize: number): Pick<BowDescriptor, 'shared' | 'ranges'> {
+  const blocks = Math.ceil(size / blockSize);
+  return {
+    shared: new SharedArrayBuffer(IMAGE_OFFSET + blockSize),
+    ranges: RangeMap.create(blocks, { initialType: BlockType.UNCHANGED }).buffer,
+  };
+}
+
+/** One thread's view. */
+export class BowState {
+  readonly size: number;
+  readonly blockSize: number;
+  /** Blocks that are there in full; a short last one is not counted. */
+  readonly wholeBlocks: number;
+  /** Blocks, a short last one included. */
+  readonly blocks: number;
+  readonly device: BlockDevice;
+  readonly lock: RwLock;
+  readonly ranges: RangeMap;
+  readonly raise: (event: string) => void;
+  /** bow-I6: the log block as it is on the device. Written out only from copies: the kernel gets no shared bytes. */
+  readonly logImage: Uint8Array;
+  private readonly words: Int32Array;
+  private readonly sector0: Float64Array;
+
+  constructor(descriptor: BowDescriptor, context: OpenContext) {
+    const { size, blockSize, shared } = descriptor;
+    this.size = size;
+    this.blockSize = blockSize;
+    this.wholeBlocks = Math.floor(size / blockSize);
+    this.blocks = Math.ceil(size / blockSize);
+    this.device = context.device(descriptor.backing);
+    this.raise = context.raise;
+    this.words = new Int32Array(shared, 0, WORDS_BYTES / Int32Array.BYTES_PER_ELEMENT);
+    this.sector0 = new Float64Array(shared, WORDS_BYTES, 1);
+    this.logImage = new Uint8Array(shared, IMAGE_OFFSET, blockSize);
+    this.lock = new RwLock(this.words.subarray(0, RwLock.WORDS));
+    this.ranges = new RangeMap(descriptor.ranges);
+  }
+
+  /** State 0, 1 or 2. */
+  get state(): State {
+    return Atomics.load(this.words, STATE) as State;
+  }
+
+  set state(state: State) {
+    Atomics.store(this.words, STATE, state);
+  }
+
+  /** The block that holds the live contents of block 0; state 1 only. */
+  get sector0Block(): number {
+    return this.sector0[0]!;
+  }
+
+  set sector0Block(block: number) {
+    this.sector0[0] = block;
+  }
+
+  /** Entries in use in the log block. */
+  get logCount(): number {
+    return this.words[LOG_COUNT]!;
+  }
+
+  set logCount(count: number) {
+    this.words[LOG_COUNT] = count;
+  }
+
+  get logSequence(): number {
+    return this.words[LOG_SEQUENCE]! >>> 0;
+  }
+
+  set logSequence(sequence: number) {
+    this.words[LOG_SEQUENCE] = sequence;
+  }
+
+  /** True after a failed write of block 0 that could not be undone: nobody knows what the medium holds there. */
+  get suspect(): boolean {
+    return this.words[SUSPECT] === 1;
+  }
+
+  set suspect(suspect: boolean) {
+    this.words[SUSPECT] = suspect ? 1 : 0;
+  }
+
+  /** Bytes in FREE blocks; exact, and read without the lock. */
+  get freeBytes(): number {
+    return this.ranges.blocksOf(BlockType.FREE) * this.blockSize;
+  }
+
+  /** A flush of ours. Its failure is kept for the next flush of the user, whom the kernel tells only once. */
+  flushDevice(): void {
+    try {
+      this.device.flush();
+    } catch (error) {
+      Atomics.store(this.words, FLUSH_FAILED, 1);
+      throw error;
+    }
+  }
+
+  /** A flush that the user asked for. */
+  flushForUser(): void {
+    const failedBefore = Atomics.exchange(this.words, FLUSH_FAILED, 0) === 1;
+    this.device.flush();
+    if (failedBefore)
+      throw new DmError('EIO', 'an earlier flush of the backing device failed: writes may be lost');
+  }
+
+  /**
+   * Writes the first sector of block 0, durably: the commit point of every change of the log. When that fails it
+   * puts the sector back that `logImage` holds, so that a failure changes nothing; when that fails too, the target is
+   * suspect and each later write tries again first (`heal`).
+   */
+  publishFirstSector(sector: Uint8Array): void {
+    try {
+      this.device.write(0, sector.subarray(0, SECTOR_BYTES));
+      this.flushDevice();
+    } catch (error) {
+      this.suspect = true;
+      try {
+        this.heal();
+      } catch {
+        this.raise(`suspect errno=${errnoOf(error)}`);
+      }
+      throw error;
+    }
+  }
+
+  /** Makes the medium hold what `logImage` says again. Throws while it still cannot. */
+  heal(): void {
+    if (!this.suspect) return;
+    this.device.write(0, this.logImage.slice(0, SECTOR_BYTES));
+    this.flushDevice();
+    this.suspect = false;
+  }
+
+  /** ENOSPC for a request that found no free block; the event is raised once, until there is free space again. */
+  noSpace(offset: number, length: number): DmError {
+    if (Atomics.exchange(this.words, NO_SPACE_TOLD, 1) === 0) {
+      const sector = Math.floor(offset / SECTOR_BYTES);
+      const count = Math.ceil(length / SECTOR_BYTES);
+      this.raise(`no_space sector=${sector} count=${count} free=${this.freeBytes}`);
+    }
+    return new DmError('ENOSPC', `no free blocks left to back up ${length} bytes at ${offset}`);
+  }
+
+  /** Free space has grown: the next ENOSPC is news again. */
+  spaceGrew(): void {
+    Atomics.store(this.words, NO_SPACE_TOLD, 0);
+  }
+
+  /** Visits the ranges of `type` inside [first, end) (blocks), each clipped to it; `visit` may change their type. */
+  forEachOfType(
+    type: BlockType,
+    first: number,
+    end: number,
+    visit: (start: number, end: number) => void,
+  ): void {
+    const { ranges } = this;
+    for (let block = first; block < end && ranges.firstOf(type, block) && ranges.start < end; ) {
+      const start = ranges.start;
+      const stop = Math.min(ranges.end, end);
+      visit(start, stop);
+      block = stop;
+    }
+  }
+
+  /** Turns all blocks of type `from` inside [first, end) (blocks) into `to`. */
+  retype(first: number, end: number, from: BlockType, to: BlockType): void {
+    this.forEachOfType(from, first, end, (start, stop) => this.ranges.set(start, stop, to));
+  }
+}

@@ -1,0 +1,286 @@
+/**
+ * Requests of a bow device. One room for the question "where do these bytes go": in state 1 block 0 lives in
+ * SECTOR0_CURRENT, trimmed blocks read as zeros, and every write is preceded by what it owes (`prepare`).
+ *
+ * A request holds the shared lock across its I/O. One that must change the range map first takes the exclusive lock,
+ * prepares, and comes down to the shared lock without a gap, so that nothing can change between the two (bow-I2).
+ */
+import type { Extent } from '../../device/block-device.js';
+import { DmError } from '../../errors.js';
+import { quoteWord } from '../../table.js';
+import { SECTOR_BYTES } from '../../units.js';
+import type { FileBacking, OpenContext, Target } from '../target.js';
+import { backUp, readsAsZeroes } from './backup.js';
+import { type BowDescriptor, BowState, State, BlockType as T } from './state.js';
+import { passDownTrim } from './trim.js';
+
+/** Bytes of a write-zeroes that are prepared at a time, so that the plan of a huge one stays small. */
+const ZEROES_STEP = 64 << 20;
+
+export class BowTarget implements Target {
+  readonly size: number;
+  readonly trimGranularity: number;
+  readonly state: BowState;
+
+  constructor(
+    private readonly descriptor: BowDescriptor,
+    context: OpenContext,
+  ) {
+    this.size = descriptor.size;
+    this.trimGranularity = descriptor.blockSize;
+    this.state = new BowState(descriptor, context);
+  }
+
+  read(offset: number, into: Uint8Array): void {
+    const { state } = this;
+    state.lock.lockShared();
+    try {
+      if (state.state !== State.CHECKPOINT) {
+        state.device.read(offset, into);
+        return;
+      }
+      this.forEachRun(offset, into.length, (at, done, length, type) => {
+        const part = into.subarray(done, done + length);
+        if (readsAsZeroes(type)) part.fill(0);
+        else state.device.read(at, part);
+      });
+    } finally {
+      state.lock.unlockShared();
+    }
+  }
+
+  write(offset: number, from: Uint8Array): void {
+    this.change(offset, from.length, (at, done, length) => {
+      this.state.device.write(at, from.subarray(done, done + length));
+    });
+  }
+
+  flush(): void {
+    this.state.flushForUser();
+  }
+
+  discard(offset: number, length: number): void {
+    this.trim(offset, length, { zero: false });
+  }
+
+  writeZeroes(offset: number, length: number, { unmap = false } = {}): void {
+    const { state } = this;
+    if (unmap && state.state !== State.COMMITTED) {
+      this.unmapZeroes(offset, length);
+      return;
+    }
+    for (let done = 0; done < length; done += ZEROES_STEP) {
+      this.change(offset + done, Math.min(ZEROES_STEP, length - done), (at, _done, part) => {
+        state.device.writeZeroes(at, part, { unmap });
+      });
+    }
+  }
+
+  extentAt(offset: number): Extent {
+    const { state } = this;
+    state.lock.lockShared();
+    try {
+      if (state.state === State.COMMITTED) {
+        return state.device.extentAt?.(offset) ?? { data: true, end: this.size };
+      }
+      const type = state.ranges.find(Math.floor(offset / state.blockSize));
+      const hole = state.state === State.CHECKPOINT && readsAsZeroes(type);
+      return { data: !hole, end: Math.min(state.ranges.end * state.blockSize, this.size) };
+    } finally {
+      state.lock.unlockShared();
+    }
+  }
+
+  tableArgs(): string {
+    return `${quoteWord(this.descriptor.backing.path)} 1 block_size:${this.descriptor.blockSize}`;
+  }
+
+  statusArgs(): string {
+    const { state } = this;
+    const tail = state.wholeBlocks < state.blocks ? ' short_tail' : '';
+    const log =
+      state.state === State.CHECKPOINT ? ` sequence:${state.logSequence} entries:${state.logCount}` : '';
+    return `state:${state.state} free:${state.freeBytes}${log}${state.suspect ? ' suspect' : ''}${tail}`;
+  }
+
+  passthrough(): FileBacking | undefined {
+    const { backing, size } = this.descriptor;
+    const plain = this.state.state === State.COMMITTED && backing.kind === 'file' && size === backing.size;
+    return plain ? backing : undefined;
+  }
+
+  /** Runs `apply(deviceOffset, done, length)` over the pieces of a range that may be written, prepared before. */
+  private change(
+    offset: number,
+    length: number,
+    apply: (at: number, done: number, length: number) => void,
+  ): void {
+    const { state } = this;
+    state.lock.lockShared();
+    if (!this.isPrepared(offset, length)) {
+      state.lock.unlockShared();
+      state.lock.lockExclusive();
+      try {
+        this.prepare(offset, length);
+      } catch (error) {
+        state.lock.unlockExclusive();
+        throw error;
+      }
+      state.lock.downgrade();
+    }
+    try {
+      if (state.state === State.CHECKPOINT) this.forEachRun(offset, length, apply);
+      else apply(offset, 0, length);
+    } finally {
+      state.lock.unlockShared();
+    }
+  }
+
+  /** True where a write of the range owes nothing: the steady state. The shared lock is held. */
+  private isPrepared(offset: number, length: number): boolean {
+    const { state } = this;
+    const { ranges, blockSize } = state;
+    if (state.suspect) return false;
+    if (state.state === State.COMMITTED) return true;
+    if (state.state === State.TRIM && ranges.blocksOf(T.FREE) === 0) return true;
+    const end = Math.ceil((offset + length) / blockSize);
+    for (let block = Math.floor(offset / blockSize); block < end; block = ranges.end) {
+      const type = ranges.find(block);
+      const plain = state.state === State.TRIM ? type !== T.FREE : type === T.CHANGED || type === T.SECTOR0;
+      if (!plain) return false;
+    }
+    return true;
+  }
+
+  /** Makes a write of the range possible. The exclusive lock is held; the state is looked at again under it. */
+  private prepare(offset: number, length: number): void {
+    const { state } = this;
+    const { blockSize } = state;
+    state.heal();
+    if (state.state === State.COMMITTED || length === 0) return;
+    const first = Math.floor(offset / blockSize);
+    const end = Math.ceil((offset + length) / blockSize);
+    if (state.state === State.TRIM) {
+      state.retype(first, end, T.FREE, T.UNCHANGED);
+      return;
+    }
+    if (end > state.wholeBlocks) {
+      state.raise(`short_tail_write sector=${Math.floor(offset / SECTOR_BYTES)}`);
+      throw new DmError(
+        'EIO',
+        `bytes ${state.wholeBlocks * blockSize} to ${state.size} are less than a block of ${blockSize} bytes, which the ` +
+          'log cannot back up: they are read-only in state 1; use block_size:512',
+      );
+    }
+    const body = Math.max(first, 1);
+    if (body >= end) return;
+    const edges = this.zeroEdges(offset, length, body, end);
+    backUp(state, body, end);
+    for (const [at, count] of edges) state.device.write(at, new Uint8Array(count));
+    state.retype(body, end, T.FREE, T.CHANGED);
+  }
+
+  /** The bytes of a partly written first and last block that read as zeros now, and must go on doing so. */
+  private zeroEdges(offset: number, length: number, body: number, end: number): [number, number][] {
+    const { ranges, blockSize } = this.state;
+    const edges: [number, number][] = [];
+    const bodyStart = body * blockSize;
+    const writeEnd = offset + length;
+    if (offset > bodyStart && readsAsZeroes(ranges.find(body))) edges.push([bodyStart, offset - bodyStart]);
+    if (writeEnd < end * blockSize && readsAsZeroes(ranges.find(end - 1))) {
+      edges.push([writeEnd, end * blockSize - writeEnd]);
+    }
+    return edges;
+  }
+
+  /**
+   * A PUNCH_HOLE: a trim that must also read as zeros, durably. Whole blocks are trimmed; the edges are parts of blocks
+   * in use, for which it is a write of zeros. Block 0 keeps its content: it can be no free space, and no file system
+   * zeroes it this way.
+   */
+  private unmapZeroes(offset: number, length: number): void {
+    const { blockSize, wholeBlocks } = this.state;
+    const from = Math.max(offset, blockSize);
+    const to = offset + length;
+    const first = Math.ceil(from / blockSize);
+    const end = Math.min(wholeBlocks, Math.floor(to / blockSize));
+    if (first >= end) {
+      this.zeroEdge(from, to);
+      return;
+    }
+    this.zeroEdge(from, first * blockSize);
+    this.zeroEdge(end * blockSize, to);
+    this.trim(first * blockSize, (end - first) * blockSize, { zero: true });
+  }
+
+  /** Zeros for [from, to) (bytes), which covers no block in full; one that was trimmed stays free. */
+  private zeroEdge(from: number, to: number): void {
+    const { state } = this;
+    for (let at = from; at < to; ) {
+      const block = Math.floor(at / state.blockSize);
+      const part = Math.min((block + 1) * state.blockSize, to) - at;
+      if (!this.zeroTrimmed(block, at, part)) this.writeZeroes(at, part);
+      at += part;
+    }
+  }
+
+  /** Zeros for a part of a block that was trimmed; false where it was not, and nothing is done. */
+  private zeroTrimmed(block: number, at: number, length: number): boolean {
+    const { state } = this;
+    state.lock.lockShared();
+    try {
+      const type = state.ranges.find(block);
+      if (state.state === State.CHECKPOINT) return readsAsZeroes(type);
+      if (state.state !== State.TRIM || type !== T.FREE) return false;
+      state.device.writeZeroes(at, length);
+      return true;
+    } finally {
+      state.lock.unlockShared();
+    }
+  }
+
+  /** Marks the whole blocks of a range as free space, as the state allows; with `zero` they are zeroed where that may be. */
+  private trim(offset: number, length: number, { zero }: { zero: boolean }): void {
+    const { state } = this;
+    const { ranges, blockSize } = state;
+    const first = Math.max(1, Math.ceil(offset / blockSize));
+    const end = Math.min(state.wholeBlocks, Math.floor((offset + length) / blockSize));
+    state.lock.lockExclusive();
+    try {
+      if (state.state === State.COMMITTED) {
+        if (zero) state.device.writeZeroes(offset, length, { unmap: true });
+        else state.device.discard(offset, length);
+        return;
+      }
+      if (first >= end) return;
+      state.heal();
+      if (state.state === State.TRIM) {
+        if (zero) passDownTrim(state, first, end);
+        ranges.set(first, end, T.FREE);
+      } else {
+        if (zero) state.forEachOfType(T.CHANGED, first, end, (from, to) => passDownTrim(state, from, to));
+        state.retype(first, end, T.CHANGED, T.FREE);
+        state.retype(first, end, T.UNCHANGED, T.TRIMMED);
+      }
+      state.spaceGrew();
+    } finally {
+      state.lock.unlockExclusive();
+    }
+  }
+
+  /** Visits the runs of equal type of a byte range in state 1: `visit(deviceOffset, done, length, type)`. */
+  private forEachRun(
+    offset: number,
+    length: number,
+    visit: (at: number, done: number, length: number, type: number) => void,
+  ): void {
+    const { ranges, blockSize, sector0Block } = this.state;
+    for (let done = 0; done < length; ) {
+      const at = offset + done;
+      const type = ranges.find(Math.floor(at / blockSize));
+      const part = Math.min(ranges.end * blockSize - at, length - done);
+      visit(type === T.SECTOR0 ? at + sector0Block * blockSize : at, done, part, type);
+      done += part;
+    }
+  }
+}

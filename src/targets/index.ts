@@ -1,0 +1,21 @@
+/** The target types there are. A new one is a folder beside these and a line here. */
+import { DmError } from '../errors.js';
+import { bow } from './bow/index.js';
+import { linear } from './linear/index.js';
+import type { TargetType } from './target.js';
+
+// A type's own descriptor and target meet again only in its own functions, so the list need not know them.
+const types = [linear, bow] as unknown as readonly TargetType[];
+
+/** The target type of a table line. Throws EINVAL naming the types there are. */
+export function targetType(name: string): TargetType {
+  const type = types.find((candidate) => candidate.name === name);
+  if (type) return type;
+  const known = types.map((candidate) => candidate.name).join(', ');
+  throw new DmError('EINVAL', `there is no target type \`${name}\`: known are ${known}`);
+}
+
+/** `TYPE ARGS` of every target type, for --help. */
+export function targetUsages(): string[] {
+  return types.map(({ name, usage }) => `${name} ${usage}`);
+}
