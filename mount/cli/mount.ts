@@ -1,5 +1,5 @@
 /** `dmfuse mount`: in the foreground the daemon itself; else it starts one and waits until its mount answers. */
-import { fork } from 'node:child_process';
+import { fork, spawn } from 'node:child_process';
 import { realpathSync, statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
@@ -89,4 +89,13 @@ async function tell(message: Readiness): Promise<void> {
   if (!process.send) return;
   await new Promise<void>((resolve) => process.send!(message, () => resolve()));
   if (process.connected) process.disconnect();
+}
+
+function logToStderr(line: string): void {
+  process.stderr.write(`dmfuse: ${line}\n`);
+}
+
+/** logger(1), of every Linux system: Node has no Unix datagram sockets. Where there is no syslog, nobody listens. */
+function logToSyslog(line: string): void {
+  spawn('logger', ['-t', 'dmfuse', '--', line], { stdio: 'ignore' }).on('error', () => {});
 }
