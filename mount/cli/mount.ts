@@ -17,9 +17,8 @@ export interface MountCommandOptions {
 type Readiness = { readonly ready: true } | { readonly error: string };
 
 export async function mount(argument: string, options: MountCommandOptions): Promise<void> {
-  if (process.send) await serve(argument, options, (line) => process.stderr.write(`dmfuse: ${line}\n`));
-  else if (options.foreground)
-    await serve(argument, options, (line) => process.stderr.write(`dmfuse: ${line}\n`));
+  if (process.send) await serve(argument, options, logToSyslog);
+  else if (options.foreground) await serve(argument, options, logToStderr);
   else await startInBackground();
 }
 
