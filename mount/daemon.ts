@@ -85,7 +85,10 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
       end(1);
     },
   });
-  takeSignals(mountPoint, log, flush);
+  takeSignals(mountPoint, log, () => {
+    registry.closeEvents();
+    flush();
+  });
 
   // Async: this thread answers the request that it makes here.
   mountDevice = (await stat(mountPoint)).dev;
@@ -100,10 +103,10 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
 }
 
 /** SIGTERM and SIGINT flush and unmount; while files are open the mount is only detached and served to its end. */
-function takeSignals(mountPoint: string, log: (line: string) => void, flush: () => number): void {
+function takeSignals(mountPoint: string, log: (line: string) => void, prepare: () => void): void {
   let leaving = false;
   const leave = async (signal: NodeJS.Signals) => {
-    flush();
+    prepare();
     if (leaving) {
       log(`${signal} again: leaving while files are open`);
       process.exit(1);

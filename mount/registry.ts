@@ -133,6 +133,12 @@ export class Registry {
     this.slots.delete(slot.name);
     this.slotsById.delete(slot.id);
     slot.live = undefined;
+    slot.events.close();
+  }
+
+  /** Ends the event streams: their readers would keep the mount busy for ever. */
+  closeEvents(): void {
+    for (const slot of this.slots.values()) slot.events.close();
   }
 
   /** The access that another target has to this one; a user's writes past it would pull the rug from under it. */

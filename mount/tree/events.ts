@@ -13,6 +13,7 @@ export class EventLog {
   /** Sequence number of `lines[0]`. */
   private first = 0;
   private readonly wakers = new Set<() => void>();
+  private closed = false;
 
   /** Appends an event and wakes everybody who waits for one. */
   raise(event: string): void {
@@ -21,24 +22,28 @@ export class EventLog {
       this.lines.shift();
       this.first++;
     }
-    const wakers = [...this.wakers];
-    this.wakers.clear();
-    for (const wake of wakers) wake();
+    this.wake();
   }
 
-  /** True when `cursor` has something to read. */
+  /** The target is gone: readers come to the end of the file. */
+  close(): void {
+    this.closed = true;
+    this.wake();
+  }
+
+  /** True when a read with `cursor` would not wait. */
   hasNews(cursor: EventCursor): boolean {
-    return cursor.next < this.first + this.lines.length;
+    return this.closed || this.holds(cursor.next);
   }
 
-  /** The whole lines from `cursor` on that fit in `limit` bytes, and moves it; at least one line, cut if it must be. */
+  /** The whole lines from `cursor` on that fit in `limit` bytes, and moves it; one line at least, cut if it must be. */
   take(cursor: EventCursor, limit: number): Buffer {
     let text = '';
     if (cursor.next < this.first) {
       text = `lost count=${this.first - cursor.next}\n`;
       cursor.next = this.first;
     }
-    while (this.hasNews(cursor)) {
+    while (this.holds(cursor.next)) {
       const line = this.lines[cursor.next - this.first]!;
       if (text !== '' && Buffer.byteLength(text + line) > limit) break;
       text += line;
@@ -51,6 +56,16 @@ export class EventLog {
   onNews(wake: () => void): () => void {
     this.wakers.add(wake);
     return () => this.wakers.delete(wake);
+  }
+
+  private holds(sequence: number): boolean {
+    return sequence < this.first + this.lines.length;
+  }
+
+  private wake(): void {
+    const wakers = [...this.wakers];
+    this.wakers.clear();
+    for (const wake of wakers) wake();
   }
 }
 

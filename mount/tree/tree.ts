@@ -68,6 +68,8 @@ interface Handle {
   /** What a text file said when its reader was at the start. */
   text: Buffer | undefined;
   readonly cursor: EventCursor;
+  /** Takes back what poll(2) has left behind. */
+  stopPolling: (() => void) | undefined;
   readonly entries: readonly TreeEntry[];
 }
 
@@ -196,6 +198,7 @@ export class Tree {
   release(handle: number): void {
     const open = this.handles.get(handle);
     this.handles.delete(handle);
+    open?.stopPolling?.();
     if (!open || typeof open.node === 'string' || open.node.file.kind !== 'device') return;
     const { slot } = open.node;
     slot.opens--;
@@ -247,10 +250,12 @@ export class Tree {
 
   /** True when a read of the handle would not wait. `wake` is called once as soon as that changes. */
   poll(handle: number, wake: (() => void) | undefined): boolean {
-    const { node, cursor } = this.handle(handle);
-    if (typeof node === 'string' || node.file.kind !== 'events') return true;
-    const ready = node.slot.events.hasNews(cursor);
-    if (!ready && wake) node.slot.events.onNews(wake);
+    const open = this.handle(handle);
+    if (typeof open.node === 'string' || open.node.file.kind !== 'events') return true;
+    const { events } = open.node.slot;
+    const ready = events.hasNews(open.cursor);
+    open.stopPolling?.();
+    open.stopPolling = !ready && wake ? events.onNews(wake) : undefined;
     return ready;
   }
 
@@ -337,6 +342,7 @@ export class Tree {
       passedThrough: false,
       text: undefined,
       cursor: { next: 0 },
+      stopPolling: undefined,
       entries: [],
       ...handle,
     });

@@ -40,6 +40,8 @@ function takeCheckpoint(state: BowState): void {
   if (current === undefined || backup === undefined) {
     throw new DmError('ENOSPC', `a checkpoint needs 2 free blocks of ${blockSize} bytes: run fstrim first`);
   }
+  // Before anything is written: what comes after the log may not fail.
+  if (ranges.room() < 6) throw new DmError('ENOSPC', 'the range map is full: too many separate free ranges');
   device.read(0, original);
   if (sniffMagic(original) !== 'none') {
     throw new DmError('EBUSY', 'block 0 holds a bow log: run `dmfuse bow restore` on the image first');

@@ -47,12 +47,20 @@ const LOG_SEQUENCE = STATE + 5;
 const WORDS_BYTES = Math.ceil(((STATE + 6) * Int32Array.BYTES_PER_ELEMENT) / 8) * 8;
 const IMAGE_OFFSET = WORDS_BYTES + 8;
 
+/** Ranges that there is always room for, however the device is cut up: more than any one request can add. */
+const SPARE_RANGES = 1 << 16;
+/** Most ranges of a map; 14 bytes each when they are in use, nothing before. */
+const MAX_RANGES = 1 << 24;
+
 /** The shared buffers of a new target of `size` bytes: state 0, nothing trimmed. */
 export function createShared(size: number, blockSize: number): Pick<BowDescriptor, 'shared' | 'ranges'> {
   const blocks = Math.ceil(size / blockSize);
   return {
     shared: new SharedArrayBuffer(IMAGE_OFFSET + blockSize),
-    ranges: RangeMap.create(blocks, { initialType: BlockType.UNCHANGED }).buffer,
+    ranges: RangeMap.create(blocks, {
+      initialType: BlockType.UNCHANGED,
+      capacity: Math.min(blocks, MAX_RANGES) + SPARE_RANGES,
+    }).buffer,
   };
 }
 

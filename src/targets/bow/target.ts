@@ -14,8 +14,8 @@ import { backUp, readsAsZeroes } from './backup.js';
 import { type BowDescriptor, BowState, State, BlockType as T } from './state.js';
 import { passDownTrim } from './trim.js';
 
-/** Bytes of a write-zeroes that are prepared at a time, so that the plan of a huge one stays small. */
-const ZEROES_STEP = 64 << 20;
+/** Bytes of a write-zeroes that are prepared at a time: its plan stays small, and others get the lock in between. */
+const ZEROES_STEP = 4 << 20;
 
 export class BowTarget implements Target {
   readonly size: number;
