@@ -7,6 +7,7 @@
 import { statSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { messageOf } from '../src/errors.js';
+import { libcFunction } from '../src/libc.js';
 import { closeBacking, connect, openBacking, unmount } from './fuse/connection.js';
 import { MainRequests } from './fuse/main-requests.js';
 import { LanePool } from './lanes/pool.js';
@@ -79,12 +80,14 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
       else log(message.line);
     },
     onEnd: () => end(flush()),
-    onFailure: (error) => {
-      log(`a lane failed: ${error.stack ?? messageOf(error)}`);
-      flush();
-      end(1);
-    },
+    onFailure: (error) => fail('a lane', error),
   });
+  const fail = (who: string, error: Error) => {
+    log(`${who} failed: ${error.stack ?? messageOf(error)}`);
+    flush();
+    end(1);
+  };
+  process.on('uncaughtException', (error) => fail('the main thread', error));
   takeSignals(mountPoint, log, () => {
     registry.closeEvents();
     flush();
@@ -102,6 +105,12 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   return { ended };
 }
 
+/** Ends the process whatever its lanes do. process.exit would wait for them, and they for the next request. */
+export function exitNow(code: number): never {
+  libcFunction<[number]>('void _exit(int status)')(code);
+  throw new Error('_exit returned');
+}
+
 /** SIGTERM and SIGINT flush and unmount; while files are open the mount is only detached and served to its end. */
 function takeSignals(mountPoint: string, log: (line: string) => void, prepare: () => void): void {
   let leaving = false;
@@ -109,7 +118,7 @@ function takeSignals(mountPoint: string, log: (line: string) => void, prepare: (
     prepare();
     if (leaving) {
       log(`${signal} again: leaving while files are open`);
-      process.exit(1);
+      exitNow(1);
     }
     leaving = true;
     try {

@@ -4,8 +4,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { FileDevice } from '../../src/device/file.js';
 import { type Access, openBackingFile, statBacking } from '../../src/device/open.js';
 import { errnoOf } from '../../src/errors.js';
-import { describeFinding, dumpLog, inspectLog, type LogDump, restore } from '../../src/targets/bow/undo.js';
-import { printJson } from './output.js';
+import {
+  describeFinding,
+  dumpLog,
+  inspectLog,
+  type LogDump,
+  restore,
+  type UndoProgress,
+} from '../../src/targets/bow/undo.js';
+import { printJson, showProgress } from './output.js';
 
 const EXIT_DAMAGED = 2;
 const EXIT_NO_LOG = 3;
@@ -17,7 +24,7 @@ const LOCK_POLL_MS = 50;
 /** Runs at every boot, so no log is a good end. */
 export async function restoreImage(path: string): Promise<void> {
   await withImage(path, 'write', (device) => {
-    const result = restore(device);
+    const result = restore(device, { onProgress });
     if (result.state === 'no-log') {
       say('no log');
       return;
@@ -29,7 +36,7 @@ export async function restoreImage(path: string): Promise<void> {
 
 export async function checkImage(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
-    const report = inspectLog(device);
+    const report = inspectLog(device, { onProgress });
     const findings = report?.findings.map(describeFinding) ?? [];
     if (!report) process.exitCode = EXIT_NO_LOG;
     else if (findings.length > 0) process.exitCode = EXIT_DAMAGED;
@@ -53,7 +60,7 @@ export async function checkImage(path: string, { json }: { json: boolean }): Pro
 
 export async function dumpImage(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
-    const dump = dumpLog(device);
+    const dump = dumpLog(device, { onProgress });
     if (!dump) process.exitCode = EXIT_NO_LOG;
     else if (dump.findings.length > 0) process.exitCode = EXIT_DAMAGED;
 
@@ -96,6 +103,13 @@ async function openWhenFree(path: string, access: Access) {
   }
 }
 
+function onProgress({ phase, logs, logsTotal, bytes, bytesTotal }: UndoProgress): void {
+  const mib = (count: number) => Math.floor(count / 2 ** 20);
+  const of = bytesTotal === undefined ? '' : ` of ${mib(bytesTotal)}`;
+  showProgress(`${phase}: log block ${logs + 1} of ${logsTotal}, ${mib(bytes)}${of} MiB`);
+}
+
 function say(text: string): void {
+  showProgress('');
   process.stdout.write(`${text}\n`);
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The command line: what the commands are called and take. What they do is imported when one is run. */
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, type Option } from 'commander';
 import { messageOf } from '../../src/errors.js';
 import { VERSION } from '../version.js';
 
@@ -16,7 +16,9 @@ function program(): Command {
       'Block devices that the kernel lacks, as files of a FUSE mount: checkpoint, roll back and more.',
     )
     .version(VERSION)
-    .showHelpAfterError('(dmfuse --help tells more)');
+    .showHelpAfterError('(dmfuse --help tells more)')
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'dmfuse: ')) })
+    .configureHelp({ optionDescription: describeOption });
 
   dmfuse
     .command('mount')
@@ -99,6 +101,11 @@ function program(): Command {
 
   for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands]) command.exitOverride();
   return dmfuse;
+}
+
+/** A default is worth a word where it is a value, not where it is an option left out. */
+function describeOption({ description, defaultValue }: Option): string {
+  return typeof defaultValue === 'number' ? `${description} (default: ${defaultValue})` : description;
 }
 
 function collect(value: string, previous: string[]): string[] {

@@ -27,9 +27,9 @@ async function serve(
   options: MountCommandOptions,
   log: (line: string) => void,
 ): Promise<void> {
+  const { exitNow, startDaemon } = await import('../daemon.js');
   let ended: Promise<number>;
   try {
-    const { startDaemon } = await import('../daemon.js');
     ended = (
       await startDaemon({
         ...options,
@@ -44,7 +44,7 @@ async function serve(
   }
   await tell({ ready: true });
   process.chdir('/');
-  process.exit(await ended);
+  exitNow(await ended);
 }
 
 /** The path, absolute and without links. Throws ENOENT, ENOTDIR, EBUSY for one that is a dmfuse mount already. */

@@ -5,3 +5,8 @@ const OUTPUT_VERSION = 1;
 export function printJson(value: object): void {
   process.stdout.write(`${JSON.stringify({ output_version: OUTPUT_VERSION, ...value }, null, 2)}\n`);
 }
+
+/** Shows a line that replaces the one before, for people who watch a terminal; nothing for everybody else. */
+export function showProgress(line: string): void {
+  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
+}

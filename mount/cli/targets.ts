@@ -16,7 +16,8 @@ export function create(mountArgument: string, name: string, table: string): void
     });
   }
   try {
-    writeFileSync(join(folder, 'table'), table, { flag: 'r+' });
+    // With a newline: an empty text would be no write at all.
+    writeFileSync(join(folder, 'table'), `${table}\n`, { flag: 'r+' });
   } catch (error) {
     // The daemon knows why; errno alone does not.
     const reason = readFileSync(join(folder, 'status'), 'utf8')
@@ -28,8 +29,9 @@ export function create(mountArgument: string, name: string, table: string): void
 }
 
 export function remove(mountArgument: string, name: string): void {
+  const folder = targetFolder(mountArgument, name);
   try {
-    rmdirSync(targetFolder(mountArgument, name));
+    rmdirSync(folder);
   } catch (error) {
     throw explain(error, `remove ${name}`, {
       ENOENT: 'there is no target of that name',

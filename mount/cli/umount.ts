@@ -40,9 +40,9 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** `FILE by WHOM`, for each open file of the mount. */
+/** `FILE by WHOM`, for each file of the mount that is open or somebody's working directory. */
 function usersOf(mountPoint: string): string[] {
-  const inside = (path: string) => path.startsWith(`${mountPoint}/`);
+  const inside = (path: string) => path === mountPoint || path.startsWith(`${mountPoint}/`);
   const users: string[] = [];
   for (const name of readdirSync('/sys/block').filter((block) => block.startsWith('loop'))) {
     const file = `/sys/block/${name}/loop/backing_file`;
@@ -59,9 +59,10 @@ function usersOf(mountPoint: string): string[] {
 
 function openFiles(pid: string): string[] {
   try {
-    return readdirSync(`/proc/${pid}/fd`).map((fd) => {
+    const descriptors = readdirSync(`/proc/${pid}/fd`).map((fd) => `fd/${fd}`);
+    return ['cwd', 'root', ...descriptors].map((link) => {
       try {
-        return readlinkSync(`/proc/${pid}/fd/${fd}`);
+        return readlinkSync(`/proc/${pid}/${link}`);
       } catch {
         return '';
       }
