@@ -4,17 +4,13 @@
  * A plan is made in full before anything is written: a backup destination for every block that needs one, and the
  * batches in which their log entries are committed. A write that lacks space fails here with nothing changed (bow-I5).
  * Then each batch, in this order (bow-I3): copy the old blocks to their destinations; flush; commit the log; and only
- * then do the blocks change their type. The caller holds the exclusive lock throughout.
+ * then do the blocks change their type: to CHANGED, or to FREE where the caller has yet to make them CHANGED. The caller
+ * holds the exclusive lock throughout.
  */
 import { bowChecksum, type LogEntry, logCapacity } from '../../formats/bow-log.js';
 import { SECTOR_BYTES } from '../../units.js';
 import { draftBatch, firstSectorCapacity, type LogBatch, publishDraft, stageDraft } from './log.js';
-import { type BowState, BlockType as T } from './state.js';
-
-/** Bytes copied at a time; also the longest backup that one log entry speaks of. */
-const COPY_BYTES = 1 << 20;
-/** One a thread, and there before the first write: a write-back path must not wait for memory. */
-const copyBuffer = new Uint8Array(COPY_BYTES);
+import { type BowState, COPY_BYTES, BlockType as T } from './state.js';
 
 /** One backup: `count` blocks from `source` to the free blocks at `dest`. */
 interface Piece {
@@ -94,9 +90,9 @@ function planBackups(state: BowState, first: number, end: number): Batch[] | und
   if (batch.pieces.length > 0) batches.push(batch);
   // bow-I7: commit needs a log that lies in one sector. One that does not must leave a block to overflow to.
   if (used > atomic && free.take(1) === undefined) return undefined;
-  // Each piece splits at most two ranges in two, and so may the block of an overflow.
+  // Each piece splits at most two ranges in two, and so may the block of an overflow, and the write itself at its ends.
   const pieces = batches.reduce((sum, { pieces }) => sum + pieces.length + 1, 0);
-  return ranges.room() >= 4 * pieces ? batches : undefined;
+  return ranges.room() >= 4 * pieces + 2 ? batches : undefined;
 }
 
 /** Hands out free blocks in ascending order, none of them in [avoidFirst, avoidEnd). Marks nothing. */
@@ -141,28 +137,22 @@ function commitBatch(state: BowState, { overflowTo, pieces }: Batch): void {
 
   stageDraft(state, draft, batch);
   state.flushDevice();
-  try {
-    publishDraft(state, draft);
-  } catch (error) {
-    // While nobody knows which log the medium holds, the blocks that either log speaks of must stay as they are.
-    if (state.suspect) {
-      if (overflowTo !== undefined) ranges.set(overflowTo, overflowTo + 1, T.BACKUP);
-      for (const { dest, count } of pieces) ranges.set(dest, dest + count, T.BACKUP);
-    }
-    throw error;
-  }
+  // Should nobody know afterwards which log the medium holds, then nothing is written before that is healed: the blocks
+  // that either log speaks of stay as they are, and may stay FREE.
+  publishDraft(state, draft);
 
   state.sector0Block = sector0Block;
   if (overflowTo !== undefined) ranges.set(overflowTo, overflowTo + 1, T.BACKUP);
   for (const { source, dest, count, type } of pieces) {
     ranges.set(dest, dest + count, type === T.SECTOR0_CURRENT ? T.SECTOR0_CURRENT : T.BACKUP);
-    ranges.set(source, source + count, T.CHANGED);
+    // What read as zeros goes on doing so until the write puts something there: that may fail before it does.
+    ranges.set(source, source + count, readsAsZeroes(type) ? T.FREE : T.CHANGED);
   }
 }
 
 function copyPiece(state: BowState, { source, dest, count, type }: Piece): LogEntry {
   const { blockSize, device } = state;
-  const bytes = copyBuffer.subarray(0, count * blockSize);
+  const bytes = state.copyBuffer.subarray(0, count * blockSize);
   device.read(source * blockSize, bytes);
   device.write(dest * blockSize, bytes);
   return {

@@ -46,13 +46,6 @@ function takeCheckpoint(state: BowState): void {
   if (sniffMagic(original) !== 'none') {
     throw new DmError('EBUSY', 'block 0 holds a bow log: run `dmfuse bow restore` on the image first');
   }
-  state.flushDevice();
-  device.write(current * blockSize, original);
-  device.write(backup * blockSize, original);
-  state.flushDevice();
-
-  // Should the log's write fail and its undoing too, this is what block 0 must be made again.
-  state.logImage.set(original);
   const draft = firstLog(
     state,
     original,
@@ -64,7 +57,18 @@ function takeCheckpoint(state: BowState): void {
     },
     current,
   );
-  publishDraft(state, draft);
+  state.flushDevice();
+  try {
+    device.write(current * blockSize, original);
+    device.write(backup * blockSize, original);
+    state.flushDevice();
+    // Should the log's write fail and its undoing too, this is what block 0 must be made again.
+    state.logImage.set(original);
+    publishDraft(state, draft);
+  } catch (error) {
+    zeroAgain(state, [current, backup]);
+    throw error;
+  }
 
   state.sector0Block = current;
   ranges.set(0, 1, T.SECTOR0);
@@ -98,6 +102,16 @@ function commit(state: BowState): void {
   }
   state.ranges.set(0, state.blocks, T.UNCHANGED);
   state.state = State.COMMITTED;
+}
+
+/** Takes copies back: a trimmed block may have read as zeros. Not while the medium may hold a log that needs them. */
+function zeroAgain(state: BowState, blocks: readonly number[]): void {
+  if (state.suspect) return;
+  try {
+    for (const block of blocks) passDownTrim(state, block, block + 1);
+  } catch {
+    // The caller reports the error that came first.
+  }
 }
 
 /** The lowest `count` free blocks, or as many as there are. */

@@ -15,7 +15,6 @@ import {
   headerProblem,
   type LogEntry,
   type LogHeader,
-  logCapacity,
   MAX_BLOCK_BYTES,
   parseEntries,
   parseHeader,
@@ -263,9 +262,7 @@ class LogWalk {
     if (Math.abs(source - dest) < sectors) {
       return `source ${source} and dest ${dest} overlap, expected them ${sectors} sectors apart at least`;
     }
-    const limit = this.device.size * logCapacity(blockSize);
-    if (this.bytes + size <= limit) return undefined;
-    return `size is ${size} bytes: the entries from here on move more than ${limit} together, no log can`;
+    return undefined;
   }
 
   /** What is wrong with `size` bytes at `sector`: not inside the device, or not aligned to blocks. */

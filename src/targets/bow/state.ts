@@ -23,6 +23,9 @@ export const BlockType = {
 } as const;
 export type BlockType = (typeof BlockType)[keyof typeof BlockType];
 
+/** Bytes copied at a time; also the longest backup that one log entry speaks of. */
+export const COPY_BYTES = 1 << 20;
+
 /** The three states of a bow device, as `state` shows them. */
 export const State = { TRIM: 0, CHECKPOINT: 1, COMMITTED: 2 } as const;
 export type State = (typeof State)[keyof typeof State];
@@ -78,6 +81,11 @@ export class BowState {
   readonly raise: (event: string) => void;
   /** bow-I6: the log block as it is on the device. Written out only from copies: the kernel gets no shared bytes. */
   readonly logImage: Uint8Array;
+  /**
+   * There before the first write: a write-back path must not wait for memory. Not shared with other targets: the device
+   * below may be one, and have backups of its own to make while we write to it.
+   */
+  readonly copyBuffer: Uint8Array;
   private readonly words: Int32Array;
   private readonly sector0: Float64Array;
 
@@ -94,6 +102,7 @@ export class BowState {
     this.logImage = new Uint8Array(shared, IMAGE_OFFSET, blockSize);
     this.lock = new RwLock(this.words.subarray(0, RwLock.WORDS));
     this.ranges = new RangeMap(descriptor.ranges);
+    this.copyBuffer = new Uint8Array(Math.min(COPY_BYTES, size));
   }
 
   /** State 0, 1 or 2. */

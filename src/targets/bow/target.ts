@@ -37,6 +37,10 @@ export class BowTarget implements Target {
     try {
       if (state.state !== State.CHECKPOINT) {
         state.device.read(offset, into);
+        // After a checkpoint that failed half way the medium may hold a log there.
+        if (state.suspect && offset < SECTOR_BYTES) {
+          into.set(state.logImage.subarray(offset, Math.min(SECTOR_BYTES, offset + into.length)));
+        }
         return;
       }
       this.forEachRun(offset, into.length, (at, done, length, type) => {
@@ -81,7 +85,8 @@ export class BowTarget implements Target {
     state.lock.lockShared();
     try {
       if (state.state === State.COMMITTED) {
-        return state.device.extentAt?.(offset) ?? { data: true, end: this.size };
+        const { data, end } = state.device.extentAt?.(offset) ?? { data: true, end: this.size };
+        return { data, end: Math.min(end, this.size) };
       }
       const type = state.ranges.find(Math.floor(offset / state.blockSize));
       const hole = state.state === State.CHECKPOINT && readsAsZeroes(type);
@@ -116,24 +121,34 @@ export class BowTarget implements Target {
     apply: (at: number, done: number, length: number) => void,
   ): void {
     const { state } = this;
-    state.lock.lockShared();
-    if (!this.isPrepared(offset, length)) {
-      state.lock.unlockShared();
-      state.lock.lockExclusive();
-      try {
-        this.prepare(offset, length);
-      } catch (error) {
-        state.lock.unlockExclusive();
-        throw error;
-      }
-      state.lock.downgrade();
-    }
+    this.lockPrepared(offset, length);
     try {
       if (state.state === State.CHECKPOINT) this.forEachRun(offset, length, apply);
       else apply(offset, 0, length);
     } finally {
       state.lock.unlockShared();
     }
+  }
+
+  /** Takes the shared lock, at a moment when a write of the range owes nothing. Holds no lock when it throws. */
+  private lockPrepared(offset: number, length: number): void {
+    const { lock } = this.state;
+    lock.lockShared();
+    let prepared = false;
+    try {
+      prepared = this.isPrepared(offset, length);
+    } finally {
+      if (!prepared) lock.unlockShared();
+    }
+    if (prepared) return;
+    lock.lockExclusive();
+    try {
+      this.prepare(offset, length);
+    } catch (error) {
+      lock.unlockExclusive();
+      throw error;
+    }
+    lock.downgrade();
   }
 
   /** True where a write of the range owes nothing: the steady state. The shared lock is held. */
@@ -195,25 +210,23 @@ export class BowTarget implements Target {
 
   /**
    * A PUNCH_HOLE: a trim that must also read as zeros, durably. Whole blocks are trimmed; the edges are parts of blocks
-   * in use, for which it is a write of zeros. Block 0 keeps its content: it can be no free space, and no file system
-   * zeroes it this way.
+   * in use, for which it is a write of zeros. So it is for block 0 and a short tail, which can be no free space.
    */
   private unmapZeroes(offset: number, length: number): void {
     const { blockSize, wholeBlocks } = this.state;
-    const from = Math.max(offset, blockSize);
     const to = offset + length;
-    const first = Math.ceil(from / blockSize);
+    const first = Math.max(1, Math.ceil(offset / blockSize));
     const end = Math.min(wholeBlocks, Math.floor(to / blockSize));
     if (first >= end) {
-      this.zeroEdge(from, to);
+      this.zeroEdge(offset, to);
       return;
     }
-    this.zeroEdge(from, first * blockSize);
+    this.zeroEdge(offset, first * blockSize);
     this.zeroEdge(end * blockSize, to);
     this.trim(first * blockSize, (end - first) * blockSize, { zero: true });
   }
 
-  /** Zeros for [from, to) (bytes), which covers no block in full; one that was trimmed stays free. */
+  /** Zeros for [from, to) (bytes), which covers no block in full that could be trimmed; one that was stays free. */
   private zeroEdge(from: number, to: number): void {
     const { state } = this;
     for (let at = from; at < to; ) {
@@ -231,7 +244,8 @@ export class BowTarget implements Target {
     try {
       const type = state.ranges.find(block);
       if (state.state === State.CHECKPOINT) return readsAsZeroes(type);
-      if (state.state !== State.TRIM || type !== T.FREE) return false;
+      // While it is suspect, the medium may have a log that speaks of this block: the write makes that good first.
+      if (state.state !== State.TRIM || type !== T.FREE || state.suspect) return false;
       state.device.writeZeroes(at, length);
       return true;
     } finally {
@@ -254,6 +268,7 @@ export class BowTarget implements Target {
       }
       if (first >= end) return;
       state.heal();
+      const freeBefore = state.freeBytes;
       if (state.state === State.TRIM) {
         if (zero) passDownTrim(state, first, end);
         ranges.set(first, end, T.FREE);
@@ -262,7 +277,7 @@ export class BowTarget implements Target {
         state.retype(first, end, T.CHANGED, T.FREE);
         state.retype(first, end, T.UNCHANGED, T.TRIMMED);
       }
-      state.spaceGrew();
+      if (state.freeBytes > freeBefore) state.spaceGrew();
     } finally {
       state.lock.unlockExclusive();
     }

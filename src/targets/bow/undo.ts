@@ -12,8 +12,9 @@
  * bow-R1  Nothing is written before the whole log, every entry and every checksum have been found right. A device
  *         without a log, or with a damaged one, is left byte for byte as it is.
  * bow-R2  No number is used before it is checked against the device. Sequences fall by one to exactly 0 and start
- *         below the number of blocks, so a chain cannot loop; all entries together move at most capacity × device size
- *         (a block for each entry of as many logs as there are blocks); the map holds only blocks that entries name.
+ *         below the number of blocks, so a chain cannot loop and each log moves at most capacity × half the device. (No
+ *         limit for all logs together: over trims and new writes the same blocks are moved again and again.) The map holds
+ *         only blocks that entries name.
  * bow-R3  After a cut, copies are repeated from the last record on. So no source is written while it meets a dest used
  *         since that record: first everything is flushed and a record says that those entries are done.
  * bow-R4  A record (magic, count) is one write of the first 512 bytes of block 0, flushed before and after. The first
