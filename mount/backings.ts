@@ -3,7 +3,7 @@
  * writer and nobody else, or any number of readers. Between processes src/device/open.ts sees to the same.
  */
 import { closeSync } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir, readFile, stat } from 'node:fs/promises';
 import { type Access, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
 import { DmError } from '../src/errors.js';
 import type { Backing, Target } from '../src/targets/target.js';
@@ -32,13 +32,13 @@ export class Backings {
   constructor(
     private readonly mountPoint: string,
     private readonly mountDevice: () => number,
-    private readonly targetByName: (name: string) => NamedTarget | undefined,
+    private readonly targetByName: (name: string) => Promise<NamedTarget | undefined>,
   ) {}
 
   /** Opens and claims a `<dev>` for target `owner`. Errors as CreateContext.openBacking. */
   async open(device: string, access: Access, owner: number): Promise<Backing> {
     return device.startsWith('@')
-      ? this.openTarget(device, access, owner)
+      ? await this.openTarget(device, access, owner)
       : await this.openPath(device, access, owner);
   }
 
@@ -57,8 +57,8 @@ export class Backings {
     return this.claims.find(({ what }) => what === targetKey(id));
   }
 
-  private openTarget(device: string, access: Access, owner: number): Backing {
-    const named = this.targetByName(device.slice(1));
+  private async openTarget(device: string, access: Access, owner: number): Promise<Backing> {
+    const named = await this.targetByName(device.slice(1));
     if (!named) throw new DmError('ENOENT', `${device}: there is no target of that name in this mount`);
     if (named.isOpen && access === 'write') {
       throw new DmError('EBUSY', `${device}: its device file is open; close it first`);
@@ -74,7 +74,7 @@ export class Backings {
     }
     const found = await statBacking(path);
     if (found.dev === this.mountDevice()) throw selfAccess(path);
-    if (found.isBlockDevice()) await this.refuseOwnLoop(path, found.rdev);
+    await this.refuseOwnLoop(path, found.isBlockDevice() ? found.rdev : found.dev);
     this.refuseConflict(path, inodeKey(found), access);
     const file = await openBackingFile(path, found, access);
     this.claims.push({ what: inodeKey(found), owner, access, fd: file.fd });
@@ -86,16 +86,22 @@ export class Backings {
     if (claim) throw new DmError('EBUSY', `${device}: in use by another target of this mount`);
   }
 
-  /** A loop device on one of our own files, also below other block devices, would wait for this mount. */
-  private async refuseOwnLoop(path: string, rdev: number): Promise<void> {
-    const major = (rdev >>> 8) & 0xfff;
-    const minor = (rdev & 0xff) | ((rdev >>> 12) & 0xfff00);
+  /**
+   * A loop device on one of our own files would wait for this mount: as block device `device`, below it, or below the
+   * file system on it.
+   */
+  private async refuseOwnLoop(path: string, device: number): Promise<void> {
+    const major = (device >>> 8) & 0xfff;
+    const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
     const pending = [`/sys/dev/block/${major}:${minor}`];
     for (let at = pending.pop(); at !== undefined; at = pending.pop()) {
       // A partition's folder lies inside its disk's.
       for (const folder of [at, `${at}/..`]) {
-        const file = await readFile(`${folder}/loop/backing_file`, 'utf8').catch(() => '');
-        if (file.startsWith(`${this.mountPoint}/`)) throw selfAccess(path);
+        const file = (await readFile(`${folder}/loop/backing_file`, 'utf8').catch(() => '')).trimEnd();
+        // By its device too: the mount may have other names (bind mounts).
+        const fileDevice = file && (await stat(file).catch(() => undefined))?.dev;
+        if (file.startsWith(`${this.mountPoint}/`) || fileDevice === this.mountDevice())
+          throw selfAccess(path);
       }
       const slaves = await readdir(`${at}/slaves`).catch(() => []);
       pending.push(...slaves.map((name) => `/sys/class/block/${name}`));

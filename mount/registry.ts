@@ -4,6 +4,7 @@
  * A slot is a directory of the mount. It begins empty (mkdir), gets a target when a table is written to it, and goes
  * with rmdir. Tables load one after the other: a claim on a backing is decided before the next one asks.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, messageOf } from '../src/errors.js';
 import { parseTableLine } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
@@ -46,6 +47,8 @@ export interface RegistryOptions {
 }
 
 const NAME_BYTES_MAX = 128;
+const RELEASE_WAIT_MS = 1000;
+const RELEASE_POLL_MS = 5;
 const RESERVED_NAMES = ['snapshots'];
 
 export class Registry {
@@ -56,7 +59,8 @@ export class Registry {
   private lastLoad: Promise<void> = Promise.resolve();
 
   constructor(private readonly options: RegistryOptions) {
-    this.backings = new Backings(options.mountPoint, options.mountDevice, (name) => {
+    this.backings = new Backings(options.mountPoint, options.mountDevice, async (name) => {
+      await this.releasesOf(name);
       const slot = this.slots.get(name);
       return slot?.live && { id: slot.id, target: slot.live.target, isOpen: slot.opens > 0 };
     });
@@ -121,8 +125,11 @@ export class Registry {
     }
   }
 
-  /** rmdir. Throws EBUSY while `device` is open or another target stands on this one. */
-  remove(slot: Slot): void {
+  /** rmdir. Throws ENOENT, EBUSY while `device` is open or another target stands on this one. */
+  async remove(name: string): Promise<Slot> {
+    await this.releasesOf(name);
+    const slot = this.slots.get(name);
+    if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
     if (slot.loading) throw new DmError('EBUSY', `${slot.name}: its table is being loaded`);
     if (slot.opens > 0) throw new DmError('EBUSY', `${slot.name}: its device file is open`);
     const user = this.backings.userOf(slot.id);
@@ -134,6 +141,7 @@ export class Registry {
     this.slotsById.delete(slot.id);
     slot.live = undefined;
     slot.events.close();
+    return slot;
   }
 
   /** Ends the event streams: their readers would keep the mount busy for ever. */
@@ -157,6 +165,16 @@ export class Registry {
       }
     }
     return failures;
+  }
+
+  /**
+   * Waits a little for the device of a target to be released. Nobody waits for a RELEASE and lanes hand requests over in
+   * no order: that of a file closed just now may come after what its owner asked for next.
+   */
+  private async releasesOf(name: string): Promise<void> {
+    for (let waited = 0; waited < RELEASE_WAIT_MS && this.slots.get(name)?.opens; waited += RELEASE_POLL_MS) {
+      await sleep(RELEASE_POLL_MS);
+    }
   }
 
   private async loadNow(slot: Slot, line: string): Promise<void> {

@@ -11,6 +11,7 @@ import { MAX_IO_BYTES } from './wire.js';
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const MSG_DONTWAIT = 0x40;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 const SCM_RIGHTS = 1;
 
@@ -50,7 +51,12 @@ export async function fusermountMount(
       ...(allowOther ? ['allow_other'] : []),
     ];
     await runFusermount(['-o', options.join(','), '--', mountPoint], theirs);
-    return receiveDescriptor(ours);
+    try {
+      return receiveDescriptor(ours);
+    } catch (error) {
+      await fusermountUnmount(mountPoint, true);
+      throw error;
+    }
   } finally {
     closeSync(ours);
     closeSync(theirs);
@@ -87,7 +93,7 @@ function runFusermount(args: string[], commFd?: number): Promise<void> {
 
 function receiveDescriptor(socket: number): number {
   const recvmsg = libcFunction<[number, unknown, number]>(
-    'ssize_t recvmsg(int fd, _Inout_ msghdr *message, int flags)',
+    'int64_t recvmsg(int fd, _Inout_ msghdr *message, int flags)',
   );
   const data = Buffer.alloc(1);
   const control = Buffer.alloc(CMSG_HEADER_BYTES + 8);
@@ -100,7 +106,8 @@ function receiveDescriptor(socket: number): number {
     controlLength: control.length,
     flags: 0,
   };
-  recvmsg(socket, message, MSG_CMSG_CLOEXEC);
+  // fusermount3 has ended: what it sent is there, or will never come.
+  recvmsg(socket, message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (control.readUInt32LE(12) !== SCM_RIGHTS) {
     throw new DmError('EIO', 'fusermount3 mounted but sent no descriptor');
   }

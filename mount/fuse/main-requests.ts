@@ -92,8 +92,7 @@ export class MainRequests {
       case Opcode.MKDIR:
         return entryOut(tree.makeDirectory(node, request.name(8)), VALID_SECONDS);
       case Opcode.RMDIR:
-        tree.removeDirectory(node, request.name(0));
-        return EMPTY;
+        return tree.removeDirectory(node, request.name(0)).then(() => EMPTY);
       case Opcode.OPEN:
         return openReply(tree.open(node, request.bodyU32(0)));
       case Opcode.FLUSH:

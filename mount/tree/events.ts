@@ -33,23 +33,27 @@ export class EventLog {
 
   /** True when a read with `cursor` would not wait. */
   hasNews(cursor: EventCursor): boolean {
-    return this.closed || this.holds(cursor.next);
+    return this.closed || cursor.rest.length > 0 || this.holds(cursor.next);
   }
 
-  /** The whole lines from `cursor` on that fit in `limit` bytes, and moves it; one line at least, cut if it must be. */
+  /**
+   * At most `limit` bytes from `cursor` on, and moves it: whole lines, or what fits of one line and its rest at the next
+   * read, for a shell's `read` takes a byte at a time.
+   */
   take(cursor: EventCursor, limit: number): Buffer {
-    let text = '';
-    if (cursor.next < this.first) {
-      text = `lost count=${this.first - cursor.next}\n`;
+    let text = cursor.rest;
+    if (text.length === 0 && cursor.next < this.first) {
+      text = Buffer.from(`lost count=${this.first - cursor.next}\n`);
       cursor.next = this.first;
     }
-    while (this.holds(cursor.next)) {
-      const line = this.lines[cursor.next - this.first]!;
-      if (text !== '' && Buffer.byteLength(text + line) > limit) break;
-      text += line;
+    while (cursor.next >= this.first && this.holds(cursor.next)) {
+      const line = Buffer.from(this.lines[cursor.next - this.first]!);
+      if (text.length > 0 && text.length + line.length > limit) break;
+      text = Buffer.concat([text, line]);
       cursor.next++;
     }
-    return Buffer.from(text).subarray(0, limit);
+    cursor.rest = text.subarray(limit);
+    return text.subarray(0, limit);
   }
 
   /** Calls `wake` once, at the next event. Returns what takes that back. */
@@ -72,4 +76,6 @@ export class EventLog {
 /** Where one reader is. */
 export interface EventCursor {
   next: number;
+  /** Of a line that was too long for the last read. */
+  rest: Buffer;
 }

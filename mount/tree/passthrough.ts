@@ -1,6 +1,7 @@
 /**
  * FUSE passthrough: the kernel does the I/O of an open itself, at the speed of the backing file. It takes one backing
- * id per inode, shared by all its passthrough opens, and given back with the last of them.
+ * id per inode, shared by all its passthrough opens. The inode may keep it longer than they last, while a write of an
+ * older open that comes to the lanes is under way: so it is given back with the last open of any kind.
  */
 import type { Target } from '../../src/targets/target.js';
 
@@ -11,23 +12,20 @@ export interface BackingIds {
 }
 
 export class Passthrough {
-  private readonly active = new Map<number, { readonly backingId: number; opens: number }>();
+  private readonly backingIds = new Map<number, number>();
 
   /** `ids` undefined: the kernel has no passthrough. */
   constructor(private readonly ids: BackingIds | undefined) {}
 
-  /** The backing id for one more open of slot `id`'s device; undefined: its requests come to the lanes. */
+  /** The backing id for an open of slot `id`'s device; undefined: its requests come to the lanes. */
   open(id: number, target: Target): number | undefined {
-    const active = this.active.get(id);
-    if (active) {
-      active.opens++;
-      return active.backingId;
-    }
+    const known = this.backingIds.get(id);
+    if (known !== undefined) return known;
     const file = this.ids && target.passthrough?.();
     if (!this.ids || !file) return undefined;
     try {
       const backingId = this.ids.open(file.fd);
-      this.active.set(id, { backingId, opens: 1 });
+      this.backingIds.set(id, backingId);
       return backingId;
     } catch {
       // No regular file, or one on a stacked file system: the lanes serve what the kernel will not.
@@ -35,10 +33,11 @@ export class Passthrough {
     }
   }
 
+  /** No open of slot `id`'s device is left, of whatever kind. */
   close(id: number): void {
-    const active = this.active.get(id);
-    if (!active || --active.opens > 0) return;
-    this.active.delete(id);
-    this.ids?.close(active.backingId);
+    const backingId = this.backingIds.get(id);
+    if (backingId === undefined) return;
+    this.backingIds.delete(id);
+    this.ids?.close(backingId);
   }
 }

@@ -149,10 +149,9 @@ export class Tree {
     return this.attributes(this.options.registry.add(name).id * NODES_PER_SLOT);
   }
 
-  removeDirectory(parent: number, name: string): void {
-    const slot = parent === ROOT ? this.options.registry.get(name) : undefined;
-    if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    this.options.registry.remove(slot);
+  async removeDirectory(parent: number, name: string): Promise<void> {
+    if (parent !== ROOT) throw new DmError('ENOENT', `${name}: no such target`);
+    const slot = await this.options.registry.remove(name);
     for (const node of this.owners.keys()) {
       if (Math.floor(node / NODES_PER_SLOT) === slot.id) this.owners.delete(node);
     }
@@ -202,8 +201,8 @@ export class Tree {
     if (!open || typeof open.node === 'string' || open.node.file.kind !== 'device') return;
     const { slot } = open.node;
     slot.opens--;
+    if (slot.opens === 0) this.options.passthrough.close(slot.id);
     if (open.passedThrough) {
-      this.options.passthrough.close(slot.id);
       try {
         this.cutOverrun(slot);
       } catch {
@@ -341,7 +340,7 @@ export class Tree {
     this.handles.set(id, {
       passedThrough: false,
       text: undefined,
-      cursor: { next: 0 },
+      cursor: { next: 0, rest: Buffer.alloc(0) },
       stopPolling: undefined,
       entries: [],
       ...handle,

@@ -21,7 +21,8 @@ import { codeOf, contentOf, expectSameBytes, seeds, underSeed } from '../harness
 import { voldRestorePart } from './log-writer.js';
 import { type BowRig, blocksOf, expectAtRest, logBlockProblem, makeBow, typesOf } from './rig.js';
 
-const CUTS = Number(process.env.DMFUSE_CUTS ?? 20000);
+const DEFAULT_CUTS = 20_000;
+const CUTS = Number(process.env.DMFUSE_CUTS ?? DEFAULT_CUTS);
 
 /** What the runs of a block size have come across: a workload that never does a thing tests nothing. */
 const NOTHING_SEEN = {
@@ -40,7 +41,7 @@ describe('cut-P1, cut-P2, cut-P3: a power cut at every operation', () => {
   it.each([512, 1024, 2048, 4096])('block %i', async (blockSize) => {
     seen = { ...NOTHING_SEEN };
     for (const seed of seeds(() => seen.cuts >= CUTS)) await underSeed(seed, () => run(seed, blockSize));
-    if (process.env.DMFUSE_SEED !== undefined) return;
+    if (process.env.DMFUSE_SEED !== undefined || CUTS < DEFAULT_CUTS) return;
     for (const [what, times] of Object.entries(seen)) expect(times, what).toBeGreaterThan(0);
   });
 });

@@ -1,0 +1,148 @@
+/**
+ * The mount of an ordinary user, through fusermount3. Each test has a mount namespace of its own, with a /dev/fuse that
+ * anybody may open and the program where anybody can reach it: nothing outside changes.
+ */
+import { expect } from 'vitest';
+import { type Lab, MAIN, mountTest } from './harness.js';
+
+const REPOSITORY = MAIN.replace(/\/dist\/.*/, '');
+
+/** A piece of shell in which every command must do, as nobody, in a folder of his that holds `mnt` and `disk.img`. */
+async function asNobody(lab: Lab, script: string): Promise<string> {
+  const outside = `
+    mkdir -m 755 his world world/dev world/repository
+    mount -t tmpfs none world/dev
+    mknod -m 666 world/dev/fuse c 10 229
+    chmod 666 world/dev/fuse
+    mount --bind world/dev/fuse /dev/fuse
+    mount --bind ${REPOSITORY} world/repository
+    touch world/node
+    mount --bind ${process.execPath} world/node
+    mkdir his/mnt
+    head -c 4M /dev/urandom >his/disk.img
+    chown -R 65534:65534 his
+    exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -euo pipefail "$1"`;
+  const inside = `
+    cd ${lab.path('his')}
+    program=(${lab.path('world/node')} ${lab.path('world/repository/dist/mount/cli/main.js')})
+    dmfuse() { "\${program[@]}" "$@"; }
+    # refused WORDS COMMAND…: it exits 1 and its error contains the words
+    refused() {
+      local words=$1 code=0
+      shift
+      "$@" 2>err || code=$?
+      [[ $code == 1 ]] && grep -qF -- "$words" err || { echo "$* exits $code, without: $words"; cat err; exit 9; }
+    }
+    daemon() { sed -n 's/^pid //p' mnt/.dmfuse; }
+    gone() { for i in $(seq 500); do [[ -d /proc/$1 ]] || return 0; sleep 0.02; done; return 1; }
+    mounted() { grep -q " ${lab.path('his/mnt')} " /proc/self/mountinfo; }
+    ${script}`;
+  await lab.sh(`cat >outside; chmod 755 .`, { input: outside });
+  await lab.sh('cat >inside; chmod 644 inside', { input: inside });
+  return await lab.sh('unshare -m bash -euo pipefail outside inside');
+}
+
+mountTest('mounts, creates, reads, writes, unmounts', async (lab) => {
+  const { version } = JSON.parse(await lab.sh(`cat ${REPOSITORY}/package.json`));
+  expect(
+    await asNobody(
+      lab,
+      `dmfuse mount mnt
+      cat mnt/.dmfuse | grep version
+      dmfuse create mnt x "linear $PWD/disk.img 0"
+      stat -c '%n %a %U' mnt mnt/x mnt/x/device mnt/x/status
+      cat mnt/x/status
+      head -c 1M /dev/urandom >data
+      dd if=data of=mnt/x/device bs=100000 seek=7 conv=notrunc status=none
+      cmp -n 1M data mnt/x/device 0 700000
+      cmp -n 1M data disk.img 0 700000
+      dmfuse ls mnt
+      pid=$(daemon)
+      dmfuse umount mnt
+      ! mounted
+      gone $pid`,
+    ),
+  ).toBe(
+    [
+      `version ${version}`,
+      'mnt 700 nobody',
+      'mnt/x 700 nobody',
+      'mnt/x/device 600 nobody',
+      'mnt/x/status 400 nobody',
+      '0 8192 linear',
+      'x  linear  8192 sectors\n',
+    ].join('\n'),
+  );
+});
+
+mountTest('takes a checkpoint and rolls back', async (lab) => {
+  await asNobody(
+    lab,
+    `cp disk.img original
+    dmfuse mount mnt --create "sys bow $PWD/disk.img"
+    echo '4096 4096' >mnt/sys/discard
+    echo 1 >mnt/sys/state
+    dd if=/dev/zero of=mnt/sys/device bs=64K count=8 conv=notrunc status=none
+    ! cmp -s -n 2M mnt/sys/device original
+    dmfuse umount mnt
+    refused 'dmfuse bow restore' dmfuse mount mnt --create "sys bow $PWD/disk.img"
+    ! mounted
+    dmfuse bow restore disk.img
+    cmp -n 2M disk.img original`,
+  );
+});
+
+mountTest('fusermount3 -u, SIGTERM and kill -9 end it as they do for root', async (lab) => {
+  await asNobody(
+    lab,
+    `dmfuse mount mnt
+    pid=$(daemon)
+    fusermount3 -u mnt
+    gone $pid
+
+    "\${program[@]}" mount -f mnt --create "x linear $PWD/disk.img 0" & pid=$!
+    until [[ -e mnt/x/device ]]; do sleep 0.05; done
+    echo written | dd of=mnt/x/device conv=notrunc status=none
+    kill $pid
+    wait $pid
+    ! mounted
+    [[ $(head -n 1 disk.img) == written ]]
+
+    # Open: detached, and served until it is closed.
+    "\${program[@]}" mount -f mnt --create "x linear $PWD/disk.img 0" 2>log & pid=$!
+    until [[ -e mnt/x/device ]]; do sleep 0.05; done
+    exec 3<mnt/x/device
+    refused 'mnt/x/device by process' dmfuse umount mnt
+    kill $pid
+    while mounted; do sleep 0.05; done
+    [[ $(head -n 1 <&3) == written ]]
+    exec 3<&-
+    wait $pid
+    grep detached log
+
+    dmfuse mount mnt
+    pid=$(daemon)
+    kill -9 $pid
+    gone $pid
+    refused 'its daemon is dead' dmfuse ls mnt
+    dmfuse umount mnt
+    ! mounted`,
+  );
+});
+
+mountTest('a mount that is refused says why, and leaves nothing', async (lab) => {
+  await asNobody(
+    lab,
+    `refused 'install the package fuse3' env PATH=/nowhere "\${program[@]}" mount mnt
+    refused 'user_allow_other' dmfuse mount --allow-other mnt
+    touch locked
+    chmod 0 locked
+    refused 'permission denied' dmfuse mount mnt --create "x linear $PWD/locked 0"
+    refused 'no such file or device' dmfuse mount mnt --create "x linear $PWD/none 0"
+    refused '/etc' dmfuse mount /etc
+    ! mounted
+    [[ -z $(pgrep -u 65534 -f 'main.js mount ${lab.folder}') ]]
+    dmfuse mount mnt
+    dmfuse umount mnt`,
+  );
+});
