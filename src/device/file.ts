@@ -24,6 +24,8 @@ const fallocate = libcFunction<[number, number, number, number]>(
 const lseek = libcFunction<[number, number, number]>('int64_t lseek(int fd, int64_t offset, int whence)');
 
 const ZEROES = new Uint8Array(1 << 20);
+/** Bytes; the largest logical block that disks have. */
+const BLOCK_ALIGNMENT = 4096;
 
 export interface FileDescription {
   readonly fd: number;
@@ -71,7 +73,7 @@ export class FileDevice implements BlockDevice {
 
   discard(offset: number, length: number): void {
     try {
-      fallocate(this.fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, length);
+      this.allocate(FALLOC_PUNCH_HOLE, offset, length);
     } catch (error) {
       // A TRIM is advice: a medium that cannot take it has still done all that was asked.
       if (!isUnsupported(error)) throw error;
@@ -80,13 +82,12 @@ export class FileDevice implements BlockDevice {
 
   writeZeroes(offset: number, length: number, { unmap = false } = {}): void {
     try {
-      const mode = unmap ? FALLOC_PUNCH_HOLE : FALLOC_ZERO_RANGE;
-      fallocate(this.fd, mode | FALLOC_KEEP_SIZE, offset, length);
+      const { start, end } = this.allocate(unmap ? FALLOC_PUNCH_HOLE : FALLOC_ZERO_RANGE, offset, length);
+      this.writeOutZeroes(offset, start - offset);
+      this.writeOutZeroes(end, offset + length - end);
     } catch (error) {
       if (unmap || !isUnsupported(error)) throw error;
-      for (let done = 0; done < length; done += ZEROES.length) {
-        this.write(offset + done, ZEROES.subarray(0, Math.min(ZEROES.length, length - done)));
-      }
+      this.writeOutZeroes(offset, length);
     }
   }
 
@@ -100,6 +101,30 @@ export class FileDevice implements BlockDevice {
     } catch (error) {
       // ENXIO: nothing but a hole from here on. EINVAL: a block device, which cannot tell.
       return { data: !(error instanceof SystemCallError && error.code === 'ENXIO'), end: this.size };
+    }
+  }
+
+  /**
+   * fallocate, on as much of the range as the medium takes: the part from `start` to `end`. A file takes any range, a
+   * block device whole blocks of its own; it refuses others with EINVAL.
+   */
+  private allocate(mode: number, offset: number, length: number): { start: number; end: number } {
+    try {
+      fallocate(this.fd, mode | FALLOC_KEEP_SIZE, offset, length);
+      return { start: offset, end: offset + length };
+    } catch (error) {
+      if (!(error instanceof SystemCallError && error.code === 'EINVAL')) throw error;
+    }
+    const start = Math.ceil(offset / BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT;
+    const end = Math.floor((offset + length) / BLOCK_ALIGNMENT) * BLOCK_ALIGNMENT;
+    if (start >= end) return { start: offset + length, end: offset + length };
+    fallocate(this.fd, mode | FALLOC_KEEP_SIZE, start, end - start);
+    return { start, end };
+  }
+
+  private writeOutZeroes(offset: number, length: number): void {
+    for (let done = 0; done < length; done += ZEROES.length) {
+      this.write(offset + done, ZEROES.subarray(0, Math.min(ZEROES.length, length - done)));
     }
   }
 }

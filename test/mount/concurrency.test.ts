@@ -216,7 +216,7 @@ def write():
             os.pwrite(old, b'o' * 8192, 65536)
     except BaseException as e:
         failures.append(e)
-threads = [threading.Thread(target=write) for _ in range(3)]
+threads = [threading.Thread(target=write, daemon=True) for _ in range(3)]
 for t in threads: t.start()
 for i in range(500):
     new = os.open(folder + '/device', os.O_RDWR)

@@ -186,6 +186,7 @@ describe('the defects of the seed', () => {
         'state:0 free:10240 suspect',
       ]);
       expect(inspectLog(new MemoryDevice(disk.content()))).toBeDefined();
+      expectRollsBack(disk, before, 1024, [20, ...free], 'while it is suspect');
     };
     fail();
     for (const [offset, length] of [

@@ -98,7 +98,7 @@ class ModelRun {
     const offset = rng.chance(0.1) ? 0 : rng.below(units) * unit;
     const length = Math.min(
       rig.target.size - offset,
-      rng.below(rng.pick([1, 3, 12]) * (blockSize / unit) + 1) * unit,
+      rng.below(rng.pick([1, 3, 12, 60]) * (blockSize / unit) + 1) * unit,
     );
     this.step(kind, offset, length);
   }

@@ -8,7 +8,7 @@
  *   cut-P3  During 1→2: the one or the other.
  *
  * A run is a swarm: its seed switches operations and aims off at random. `DMFUSE_CUTS=N` asks for N cuts a block size
- * (default 20000), `DMFUSE_SEED=N` repeats one run. Blocks trimmed are promised to nobody, and compared nowhere.
+ * (default 12000), `DMFUSE_SEED=N` repeats one run. Blocks trimmed are promised to nobody, and compared nowhere.
  */
 import { describe, expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.js';
@@ -21,7 +21,7 @@ import { codeOf, contentOf, expectSameBytes, seeds, underSeed } from '../harness
 import { voldRestorePart } from './log-writer.js';
 import { type BowRig, blocksOf, expectAtRest, logBlockProblem, makeBow, typesOf } from './rig.js';
 
-const DEFAULT_CUTS = 20_000;
+const DEFAULT_CUTS = 12_000;
 const CUTS = Number(process.env.DMFUSE_CUTS ?? DEFAULT_CUTS);
 
 /** What the runs of a block size have come across: a workload that never does a thing tests nothing. */
@@ -152,7 +152,7 @@ class Workload {
       'anywhere',
       ...some(['block0', 'free', 'backup', 'current', 'unchanged', 'changed', 'tail']),
     ];
-    this.longest = rng.pick([1, 3, 12]) * blockSize;
+    this.longest = rng.pick([1, 3, 12, 80]) * blockSize;
     this.enough = rng.pick([100, 300, 300, 1400]);
   }
 

@@ -153,6 +153,38 @@ describe('the log on the medium', () => {
     },
   );
 
+  it.each(BLOCK_SIZES)(
+    'one write fills several logs, in batches of one sector each (block %i)',
+    async (blockSize) => {
+      const capacity = Math.floor((blockSize - 28) / 24);
+      for (const entries of [2, 19, 20, 21, capacity - 5, capacity - 1, capacity]) {
+        if (entries > capacity) continue;
+        const blocks = 1200;
+        const disk = randomDisk(blocks, blockSize);
+        const before = disk.bytes.slice();
+        const free = blockRange(650, blocks);
+        const rig = await checkpointed(disk, blockSize, free);
+        const { target } = rig;
+        for (let index = 1; index < entries; index++) target.write(index * 2 * blockSize, new Uint8Array(1));
+        expect(target.state.logCount).toBe(entries);
+        // Of two types in turns, so that each block takes an entry of its own.
+        for (let index = 401; index < 600; index += 2) target.discard(index * blockSize, blockSize);
+        target.write(400 * blockSize + 10, new Uint8Array(200 * blockSize - 20).fill(1));
+        expect(inspectLog(disk)).toMatchObject({ findings: [], logs: target.state.logSequence + 1 });
+        const { entries: last } = readLogBlock(block(disk, blockSize, 0));
+        expect(last.length).toBe(target.state.logCount);
+        // "A writer should put zeros there": after the last entry, as far as its sector goes.
+        const end = 28 + 24 * last.length;
+        const rest = block(disk, blockSize, 0).subarray(end, Math.ceil(end / 512) * 512);
+        expectSameBytes(rest, new Uint8Array(rest.length), `${entries} entries: after the last one`);
+        expectRollsBack(disk, before, blockSize, free);
+        const content = contentOf(target);
+        rig.write('state', '2');
+        expectSameBytes(disk.bytes, content, `${entries} entries: committed`);
+      }
+    },
+  );
+
   it('one entry speaks of at most 1 MiB, and of a whole run otherwise', async () => {
     const blockSize = 4096;
     const disk = randomDisk(2048, blockSize);
