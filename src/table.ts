@@ -59,6 +59,7 @@ export function takeGroup(args: readonly string[], what: string): { group: strin
 }
 
 function splitWords(line: string): string[] {
-  const words = line.match(/(?:\\[\s\S]|[^\s\\])+/g) ?? [];
+  // A lone backslash at the end quotes nothing and stays.
+  const words = line.match(/(?:\\[\s\S]|[^\s\\]|\\$)+/g) ?? [];
   return words.map((word) => word.replace(/\\([\s\S])/g, '$1'));
 }

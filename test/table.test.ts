@@ -24,6 +24,7 @@ describe('a table line', () => {
     ['0 9007199254740991 bow', 9007199254740991, 'bow', []],
     ['bow my\\ disk\\\\s 1 block_size:512', undefined, 'bow', ['my disk\\s', '1', 'block_size:512']],
     ['bow \\a\\ \\\n', undefined, 'bow', ['a \n']],
+    ['bow a\\', undefined, 'bow', ['a\\']],
     ['bow @other', undefined, 'bow', ['@other']],
     ['bow Müller\u{1f4be}.img', undefined, 'bow', ['Müller\u{1f4be}.img']],
   ])('`%s`', (line, length, type, args) => {

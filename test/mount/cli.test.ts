@@ -23,7 +23,7 @@ async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> 
 /** What a refused command leaves: no mount and no daemon. */
 async function expectNothingLeft(lab: Lab): Promise<void> {
   expect(lab.fuseMounts()).toEqual([]);
-  await until(async () => (await lab.daemons()).length === 0, 'all daemons to end');
+  await until(() => lab.daemons().length === 0, 'all daemons to end');
 }
 
 /** Runs a command that fails: exit 1, nothing on stdout, one line on stderr. Returns what follows `dmfuse: `. */
@@ -93,7 +93,7 @@ describe('dmfuse mount', () => {
     expect(await lab.sh(`ls -A ${point}; stat -f -c %T ${point}; cat ${point}/.dmfuse`)).toMatch(
       new RegExp(`^fuseblk|fuse\\npid ${pid}\\nversion `),
     );
-    expect(await lab.daemons()).toEqual([String(pid)]);
+    expect(lab.daemons()).toEqual([pid]);
   });
 
   mountTest('--lanes: that many threads serve', async (lab) => {
@@ -160,7 +160,7 @@ describe('dmfuse mount', () => {
       `${point}: a dmfuse mount already; \`dmfuse umount ${point}\` ends it`,
     );
     expect(lab.fuseMounts()).toHaveLength(1);
-    expect(await lab.daemons()).toHaveLength(1);
+    expect(lab.daemons()).toHaveLength(1);
   });
 
   mountTest('takes relative paths, links and blanks in names', async (lab) => {

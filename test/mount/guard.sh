@@ -103,6 +103,7 @@ clean() {
   for pid in $(processes daemons); do
     echo "guard: the daemon $pid did not end: kills it"
     kill -9 "$pid"
+    for ((i = 0; i < 100; i++)); do kill -0 "$pid" 2>/dev/null && sleep 0.05; done
   done
   [[ -z $(loops) ]] || echo "guard: left behind:" $(loops)
   for cgroup in /sys/fs/cgroup/{memory/,}"${folder##*/}"; do

@@ -8,7 +8,7 @@
  * The daemon is the built one: `npm run build` before (scripts/test does that).
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -34,7 +34,6 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
   fio: ['fio'],
   python3: ['python3'],
   mawk: ['awk'],
-  procps: ['pgrep'],
 };
 const PATH = `/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin:${process.env.PATH}`;
 
@@ -306,10 +305,17 @@ export class Lab {
     return (await this.ok('sha256sum', file)).split(' ')[0]!;
   }
 
-  /** Daemons that serve mounts of this lab. */
-  async daemons(): Promise<string[]> {
-    const { stdout } = await this.run('pgrep', ['-f', `main.js mount ${this.folder}/`]);
-    return stdout.trim().split('\n').filter(Boolean);
+  /** The processes of daemons that serve mounts of this lab. */
+  daemons(): number[] {
+    const pids = readdirSync('/proc').filter((name) => /^\d+$/.test(name));
+    return pids.map(Number).filter((pid) => {
+      try {
+        const words = readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+        return words.includes('main.js\0mount\0') && words.includes(`${this.folder}/`);
+      } catch {
+        return false; // gone meanwhile
+      }
+    });
   }
 
   /** FUSE mounts of this lab. */
