@@ -98,8 +98,11 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   try {
     for (const { name, table } of options.create) await registry.load(registry.add(name), table);
   } catch (error) {
-    await unmount(mountPoint, { lazy: true });
-    await ended;
+    // What was wrong with the table is news, whatever becomes of the mount.
+    await unmount(mountPoint, { lazy: true }).then(
+      () => ended,
+      (failure) => log(messageOf(failure)),
+    );
     throw error;
   }
   return { ended };

@@ -3,9 +3,9 @@
 import { Command, CommanderError, InvalidArgumentError, type Option } from 'commander';
 import { messageOf } from '../../src/errors.js';
 import { VERSION } from '../version.js';
+import { EXIT_FAILED } from './output.js';
 
-export const EXIT_FAILED = 1;
-export const EXIT_USAGE = 64;
+const EXIT_USAGE = 64;
 
 const LANES_DEFAULT = 4;
 const LANES_MAX = 64;

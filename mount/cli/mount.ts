@@ -4,6 +4,7 @@ import { realpathSync, statSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
 import { findMount } from './find-mount.js';
+import { EXIT_FAILED } from './output.js';
 
 export interface MountCommandOptions {
   readonly create: readonly string[];
@@ -40,7 +41,10 @@ async function serve(
     ).ended;
   } catch (error) {
     await tell({ error: messageOf(error) });
-    throw error;
+    // Not thrown on: lanes that still wait for a mount would keep this process for ever.
+    logToStderr(messageOf(error));
+    exitNow(EXIT_FAILED);
+    return;
   }
   await tell({ ready: true });
   process.chdir('/');

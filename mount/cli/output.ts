@@ -1,3 +1,6 @@
+/** The exit code of a command that could not do what it was asked. */
+export const EXIT_FAILED = 1;
+
 /** What every reading verb prints with --json carries this; it grows when a field changes its meaning or goes. */
 const OUTPUT_VERSION = 1;
 
