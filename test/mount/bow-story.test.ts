@@ -234,7 +234,7 @@ for (const [title, story] of Object.entries(STORIES)) {
       await changes.prints(/round 200/);
       await world.mount.killDaemon();
       changes.kill();
-      await changes.end();
+      await changes.ended;
       // A file system that has lost its device may complain.
       await lab.shell(`umount ${world.fs} || umount -l ${world.fs}`);
       await lab.unloop(world.loop);
@@ -259,7 +259,7 @@ for (const [title, story] of Object.entries(STORIES)) {
       expect([mount.read('sys/state'), mount.read('sys/free')]).toEqual(['2', '0']);
       await changes.prints(/round 200/);
       changes.kill();
-      await changes.end();
+      await changes.ended;
       const tree = await lab.treeState(world.fs);
       await world.detach();
       // Opened anew, the kernel passes the I/O through.

@@ -114,7 +114,7 @@ describe('dmfuse mount', () => {
     await until(() => existsSync(`${point}/lin/device`), 'the target');
     expect(readFileSync(`${point}/.dmfuse`, 'utf8')).toMatch(`pid ${daemon.pid}\n`);
     await lab.dmfuseOk('umount', point);
-    expect(await daemon.end()).toMatchObject({ code: 0, stdout: '', stderr: '' });
+    expect(await daemon.ended).toMatchObject({ code: 0, stdout: '', stderr: '' });
   });
 
   mountTest('--debug prints a line for each request', async (lab) => {
@@ -122,7 +122,7 @@ describe('dmfuse mount', () => {
     const daemon = lab.startDmfuse('mount', '-f', '--debug', point);
     await until(() => existsSync(`${point}/.dmfuse`), 'the mount');
     await lab.dmfuseOk('umount', point);
-    expect((await daemon.end()).stderr).toMatch(/^dmfuse: lane \d: \d+ LOOKUP node 1 /m);
+    expect((await daemon.ended).stderr).toMatch(/^dmfuse: lane \d: \d+ LOOKUP node 1 /m);
   });
 
   mountTest('--create can be repeated; a later one stands on an earlier', async (lab) => {
@@ -302,7 +302,7 @@ describe('how a mount ends', () => {
       await until(() => existsSync(`${point}/x/device`), 'the target');
       await lab.sh(`head -c 1M /dev/urandom >data; dd if=data of=${point}/x/device conv=notrunc status=none`);
       daemon.signal(signal);
-      expect(await daemon.end()).toMatchObject({ code: 0, signal: null });
+      expect(await daemon.ended).toMatchObject({ code: 0, signal: null });
       await expectNothingLeft(lab);
       await lab.sh('cmp -n 1048576 data disk.img');
     });
@@ -326,7 +326,7 @@ describe('how a mount ends', () => {
       dd if=${device} bs=64K iflag=direct count=16 status=none | cmp - data`);
     expect(daemon.isRunning).toBe(true);
     await lab.unloop(device);
-    expect(await daemon.end()).toMatchObject({ code: 0, stderr: expect.stringContaining('detached') });
+    expect(await daemon.ended).toMatchObject({ code: 0, stderr: expect.stringContaining('detached') });
     await lab.sh('cmp -n 1048576 data disk.img');
   });
 
@@ -339,7 +339,7 @@ describe('how a mount ends', () => {
     await until(() => lab.fuseMounts().length === 0, 'the mount to be detached');
     expect(daemon.isRunning).toBe(true);
     daemon.signal('SIGTERM');
-    expect(await daemon.end()).toMatchObject({ code: 1, stderr: expect.stringContaining('SIGTERM again') });
+    expect(await daemon.ended).toMatchObject({ code: 1, stderr: expect.stringContaining('SIGTERM again') });
   });
 
   mountTest('dmfuse umount refuses while a device is open, and says by what', async (lab) => {
@@ -352,13 +352,13 @@ describe('how a mount ends', () => {
     expect(reason).toContain(`${mount.point}: in use: ${file} by ${loop} (losetup -d)`);
     expect(reason).toContain(`${file} by process ${holder.pid} (bash)`);
     holder.kill();
-    await holder.end();
+    await holder.ended;
     await lab.unloop(loop);
 
     const worker = await hold(lab, `cd ${mount.path('x')}`);
     expect(await failure(lab, 'umount', mount.point)).toContain(`by process ${worker.pid} (bash)`);
     worker.kill();
-    await worker.end();
+    await worker.ended;
     await mount.umount();
     await expectNothingLeft(lab);
   });

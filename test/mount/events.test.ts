@@ -64,7 +64,7 @@ describe('the events of a target', () => {
     await raise(lab, mount, 'one');
     await poller.prints(/`one`.*\nafter \[\]$/m);
     await raise(lab, mount, 'two');
-    expect(await poller.end()).toMatchObject({
+    expect(await poller.ended).toMatchObject({
       code: 0,
       stdout: expect.stringMatching(/`two`.*\nafter \[\]$/m),
     });
@@ -113,7 +113,7 @@ describe('the events of a target', () => {
       await raise(lab, mount, 'one');
       await reader.prints(found('one'));
       reader.signal(signal);
-      expect(await reader.end()).toMatchObject({ signal });
+      expect(await reader.ended).toMatchObject({ signal });
       await raise(lab, mount, 'two');
       expect(await mount.events('x')).toHaveLength(2);
       await mount.umount();
@@ -139,8 +139,8 @@ assert os.read(fd, 1) == b''`,
     await reader.prints(found('one'));
     await poller.prints(/waits/).catch(() => {});
     await lab.sh(`rmdir ${mount.path('x')}`);
-    expect(await reader.end()).toMatchObject({ code: 0 });
-    await poller.end();
+    expect(await reader.ended).toMatchObject({ code: 0 });
+    await poller.ended;
   });
 
   mountTest('a hundred readers that wait hold up neither I/O nor each other', async (lab) => {

@@ -3,7 +3,7 @@
 #
 # It is there before anything else of the lab is, and knows the folder that all of it lies in. It waits on its stdin.
 # When that ends, because the test is over or because the test's process is gone, it takes everything away: processes
-# that have the folder on their command line, mounts and loop devices below it, a cgroup of its name, the folder. What it had to force is
+# that have the folder on their command line or work in it, mounts and loop devices below it, a cgroup of its name, the folder. What it had to force is
 # printed, and the test fails by it.
 #
 # When LIMIT_SECONDS are over first, it prints what every thread of those processes does, and aborts the mounts through
@@ -12,15 +12,17 @@ folder=$1
 limit=$2
 trap '' INT TERM HUP
 
-# Processes of the lab: `processes daemons`, `processes others`, `processes all`.
+# Processes of the lab, by their command line or working directory: `processes daemons`, `others` or `all`.
 processes() {
-  local dir pid kind
+  local dir pid kind inside
   local -a words
+  # Links only: whoever looks at the directory itself may hang with it.
+  inside=" $(find /proc/[0-9]* -maxdepth 1 -name cwd -lname "$folder*" -printf '%h ' 2>/dev/null)"
   for dir in /proc/[0-9]*; do
     pid=${dir#/proc/}
     [[ $pid == "$$" || $pid == "$BASHPID" ]] && continue
     { mapfile -d '' -t words <"$dir/cmdline"; } 2>/dev/null || continue
-    [[ ${words[*]} == *"$folder"* && ${words[*]} != *guard.sh* ]] || continue
+    [[ ${words[*]} == *"$folder"* || $inside == *" $dir "* ]] && [[ ${words[*]} != *guard.sh* ]] || continue
     kind=others
     [[ ${words[*]} == *"main.js mount "* ]] && kind=daemons
     [[ $1 == all || $1 == "$kind" ]] && echo "$pid"
@@ -62,7 +64,7 @@ limited() {
 dump() {
   local pid task
   for pid in $(processes all); do
-    echo "process $pid: $(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c1-200)"
+    echo "process $pid: $(tr '\0\n' '  ' <"/proc/$pid/cmdline" | cut -c1-200)"
     for task in /proc/"$pid"/task/*; do
       echo "  thread ${task##*/} $(cat "$task/comm"): $(awk '/^State/ { print $2, $3 }' "$task/status")," \
         "syscall $(cat "$task/syscall" 2>&1), wchan $(cat "$task/wchan")"

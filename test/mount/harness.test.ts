@@ -13,7 +13,7 @@ test('a lab that hangs is aborted, tells what its threads do, and leaves nothing
   await expect(lab.overLimit).rejects.toThrow(
     /over its limit of 2 seconds[\s\S]*thread \d+ .*stopped[\s\S]*fuse\.dmfuse/,
   );
-  expect(await stuck.end()).toMatchObject({ code: 1, stderr: expect.stringContaining('Input/output error') });
+  expect(await stuck.ended).toMatchObject({ code: 1, stderr: expect.stringContaining('Input/output error') });
   expect(await lab.close()).toContain(`the daemon ${pid} did not end`);
   expect([
     isAlive(pid),

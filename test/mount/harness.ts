@@ -20,7 +20,7 @@ export const MAIN = join(DIST, 'mount/cli/main.js');
 const GUARD = fileURLToPath(new URL('./guard.sh', import.meta.url));
 
 const TEST_LIMIT_SECONDS = 60;
-const COMMAND_LIMIT_SECONDS = 40;
+const WAIT_SECONDS = 50;
 /** What the guard may take to clean up, and a little more. */
 const CLEAN_UP_SECONDS = 60;
 
@@ -45,8 +45,8 @@ export interface Outcome {
 }
 
 export interface RunOptions {
+  /** For stdin. */
   readonly input?: string;
-  readonly limitSeconds?: number;
 }
 
 /** A test with a lab of its own. */
@@ -124,45 +124,17 @@ export class Running {
   }
 
   /** Waits until stdout matches. */
-  async prints(pattern: RegExp, limitSeconds = COMMAND_LIMIT_SECONDS): Promise<void> {
-    let timer: NodeJS.Timeout | undefined;
-    const seen = new Promise<void>((resolve, reject) => {
+  async prints(pattern: RegExp): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
       const look = () => {
         if (pattern.test(this.stdout)) resolve();
-        else if (!this.isRunning)
-          reject(new Error(`${this.words.join(' ')} ended: ${this.stdout}${this.stderr}`));
+        else if (this.isRunning) return;
+        else reject(new Error(`${this.words.join(' ')} ended: ${this.stdout}${this.stderr}`));
+        this.watchers.delete(look);
       };
-      timer = setTimeout(
-        () => reject(new Error(`${this.words.join(' ')}: no ${pattern} in: ${this.stdout}${this.stderr}`)),
-        limitSeconds * 1000,
-      );
       this.watchers.add(look);
       look();
     });
-    try {
-      await seen;
-    } finally {
-      clearTimeout(timer);
-      this.watchers.clear();
-    }
-  }
-
-  /** How it ended; killed and an error when that takes too long. */
-  async end(limitSeconds = COMMAND_LIMIT_SECONDS): Promise<Outcome> {
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => {
-        this.kill();
-        reject(
-          new Error(`${this.words.join(' ')}: not done in ${limitSeconds} s: ${this.stdout}${this.stderr}`),
-        );
-      }, limitSeconds * 1000);
-    });
-    try {
-      return await Promise.race([this.ended, late]);
-    } finally {
-      clearTimeout(timer);
-    }
   }
 }
 
@@ -177,7 +149,7 @@ export class Lab {
     private readonly guard: Running,
     private readonly guardProcess: ChildProcess,
   ) {
-    this.overLimit = guard.prints(/^aborted$/m, 1e6).then(() => {
+    this.overLimit = guard.prints(/^aborted$/m).then(() => {
       throw new Error(guard.stdout);
     });
     this.overLimit.catch(() => {});
@@ -197,7 +169,7 @@ export class Lab {
     for (const command of this.commands) command.kill();
     for (const undo of this.undo.reverse()) await undo().catch(() => {});
     this.guardProcess.stdin!.end();
-    const { stdout, stderr } = await this.guard.end(CLEAN_UP_SECONDS);
+    const { stdout, stderr } = await this.guard.ended;
     return `${stdout}${stderr}`.replace(/^ready\n/, '').trim();
   }
 
@@ -216,7 +188,7 @@ export class Lab {
   }
 
   /** Starts a command; it ends with the lab at the latest. */
-  start(command: string, args: readonly string[], { input }: { input?: string } = {}): Running {
+  start(command: string, args: readonly string[], { input }: RunOptions = {}): Running {
     const child = spawn(command, args, {
       cwd: this.folder,
       detached: true,
@@ -230,8 +202,7 @@ export class Lab {
   }
 
   async run(command: string, args: readonly string[], options: RunOptions = {}): Promise<Outcome> {
-    const { input, limitSeconds } = options;
-    return await this.start(command, args, input === undefined ? {} : { input }).end(limitSeconds);
+    return await this.start(command, args, options).ended;
   }
 
   /** A command that must do: its stdout. */
@@ -256,7 +227,7 @@ export class Lab {
   }
 
   async dmfuse(...args: string[]): Promise<Outcome> {
-    return await this.startDmfuse(...args).end();
+    return await this.startDmfuse(...args).ended;
   }
 
   startDmfuse(...args: string[]): Running {
@@ -391,14 +362,10 @@ export function isAlive(pid: number): boolean {
   }
 }
 
-/** Waits for something that will be so, for a long time at most. */
-export async function until(
-  isSo: () => boolean | Promise<boolean>,
-  what: string,
-  limitSeconds = COMMAND_LIMIT_SECONDS,
-): Promise<void> {
+/** Waits for something that will be so. */
+export async function until(isSo: () => boolean | Promise<boolean>, what: string): Promise<void> {
   for (const start = Date.now(); !(await isSo()); ) {
-    if (Date.now() - start > limitSeconds * 1000) throw new Error(`waited ${limitSeconds} s for ${what}`);
+    if (Date.now() - start > WAIT_SECONDS * 1000) throw new Error(`waited ${WAIT_SECONDS} s for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
