@@ -86,8 +86,14 @@ abort_connections() {
 }
 
 take_down() { # take_down MOUNT-POINT
-  limited 20 umount "$1" && return
-  mountpoint -q "$1" || return
+  local i
+  # A loop device may let go of its file a moment after its last user.
+  for ((i = 0; i < 40; i++)); do
+    limited 20 umount "$1" && return
+    mountpoint -q "$1" || return
+    [[ -z $aborted ]] || break
+    sleep 0.1
+  done
   echo "guard: umount $1 failed: detaches it"
   limited 20 umount -l "$1"
 }
