@@ -15,8 +15,8 @@
  * fails the comparison or finds the sleeper in the queue and notifies it. It remains to show that after each (b)
  * comes a change of GATE once the bar is lifted:
  *
- *   lock-L1  Barred by STATE = -1: the writer inside leaves by unlockExclusive or downgrade. Both write STATE first and
- *            then change GATE, always. (b) still saw -1, so the write and the change come after it.
+ *   lock-L1  Barred by STATE = -1: the writer inside writes STATE when it leaves and then changes GATE, always. (b) still
+ *            saw -1, so the write and the change come after it.
  *   lock-L2  A writer barred by STATE = n > 0: it had raised WRITERS before (b). The reader that takes STATE to 0 does so
  *            after (b) and looks at WRITERS after that, so it sees the writer and changes GATE.
  *   lock-L3  A reader barred by WRITERS > 0: it saw some writer that had not yet lowered WRITERS. A writer does that when
@@ -90,18 +90,8 @@ export class RwLock {
   }
 
   unlockExclusive(): void {
-    this.leaveExclusive(0);
-  }
-
-  /** From exclusive to shared with no moment between in which another writer could come in. */
-  downgrade(): void {
-    this.leaveExclusive(1);
-  }
-
-  /** STATE from a writer to `readers`; then everybody may look again. */
-  private leaveExclusive(readers: number): void {
-    if (Atomics.compareExchange(this.words, STATE, WRITER_INSIDE, readers) !== WRITER_INSIDE) {
-      throw new Error('lock: released exclusively without lockExclusive');
+    if (Atomics.compareExchange(this.words, STATE, WRITER_INSIDE, 0) !== WRITER_INSIDE) {
+      throw new Error('lock: unlockExclusive without lockExclusive');
     }
     // After STATE (lock-L1): who looks because of the gate must find the bar lifted.
     this.openGate();

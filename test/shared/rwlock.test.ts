@@ -1,14 +1,7 @@
-/**
- * The lock under real threads. A worker cannot import TypeScript on Node 20, so the lock is transpiled into a temporary
- * folder beside the workers' script.
- */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { Worker } from 'node:worker_threads';
-import ts from 'typescript';
+/** The lock under real threads. */
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { RwLock } from '../../src/shared/rwlock.js';
+import { pause, Threads, until } from '../threads.js';
 
 /** The lock's own words, as src/shared/rwlock.ts numbers them: the tests watch who waits. */
 const STATE = 0;
@@ -30,7 +23,7 @@ const WORDS = PLACE + 8;
 
 const WORKER = `
 import { workerData } from 'node:worker_threads';
-import { RwLock } from './rwlock.mjs';
+import { RwLock } from './src/shared/rwlock.js';
 
 const { buffer, task, id, rounds } = workerData;
 const words = new Int32Array(buffer);
@@ -82,14 +75,8 @@ const tasks = {
         lock.unlockShared();
       } else {
         lock.lockExclusive();
-        const written = write();
-        if (kind < 8) {
-          lock.unlockExclusive();
-        } else {
-          lock.downgrade();
-          claim(read() === written);
-          lock.unlockShared();
-        }
+        write();
+        lock.unlockExclusive();
       }
       if (random(4) === 0) linger();
     }
@@ -109,27 +96,16 @@ Atomics.add(words, ${STARTED}, 1);
 tasks[task]();
 `;
 
-let folder: string | undefined;
+let threads: Threads;
 let words: Int32Array;
 let lock: RwLock;
-const workers = new Set<Worker>();
-
-afterAll(() => {
-  if (folder) rmSync(folder, { recursive: true, force: true });
-});
 
 beforeAll(() => {
-  folder = mkdtempSync(join(tmpdir(), 'dmfuse-rwlock-'));
-  const source = readFileSync(new URL('../../src/shared/rwlock.ts', import.meta.url), 'utf8');
-  const compilerOptions = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
-  writeFileSync(join(folder, 'rwlock.mjs'), ts.transpileModule(source, { compilerOptions }).outputText);
-  writeFileSync(join(folder, 'worker.mjs'), WORKER);
+  threads = new Threads(WORKER);
 });
 
-afterEach(async () => {
-  await Promise.all([...workers].map((worker) => worker.terminate()));
-  workers.clear();
-});
+afterEach(() => threads.stop());
+afterAll(() => threads.remove());
 
 /** A fresh lock, held by nobody. */
 function freshLock(): void {
@@ -139,25 +115,7 @@ function freshLock(): void {
 
 /** Starts a worker; the promise ends with its exit code. */
 function start(task: 'hammer' | 'shared' | 'exclusive', id: number, rounds = 1): Promise<number> {
-  const workerData = { buffer: words.buffer, task, id, rounds };
-  const worker = new Worker(join(folder!, 'worker.mjs'), { workerData, execArgv: [] });
-  workers.add(worker);
-  return new Promise((resolve, reject) => {
-    worker.on('exit', resolve);
-    worker.on('error', reject);
-  });
-}
-
-async function until(what: string, holds: () => boolean): Promise<void> {
-  const deadline = Date.now() + 20_000;
-  while (!holds()) {
-    if (Date.now() > deadline) throw new Error(`waited in vain until ${what}; words: ${words.join(' ')}`);
-    await pause(1);
-  }
-}
-
-function pause(milliseconds: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+  return threads.start({ buffer: words.buffer, task, id, rounds });
 }
 
 const word = (index: number): number => Atomics.load(words, index);
@@ -218,43 +176,9 @@ describe('RwLock', () => {
     expect([word(ARRIVALS), word(STATE), word(WRITERS)]).toEqual([4, 0, 0]);
   });
 
-  it('downgrade lets waiting readers in, and no writer', async () => {
-    freshLock();
-    lock.lockExclusive();
-    const reader = start('shared', 0);
-    await started(1);
-    await pause(50);
-    expect(word(ARRIVALS)).toBe(0);
-    lock.downgrade();
-    await reader;
-    expect(word(PLACE)).toBe(1);
-    const writer = start('exclusive', 1);
-    await until('the writer waits', () => word(WRITERS) === 1);
-    expect(word(ARRIVALS)).toBe(1);
-    lock.unlockShared();
-    await writer;
-    expect(word(PLACE + 1)).toBe(2);
-  });
-
-  it('downgrade with a writer waiting keeps readers and the writer out until it is released', async () => {
-    freshLock();
-    lock.lockExclusive();
-    const writer = start('exclusive', 0);
-    await until('the writer waits', () => word(WRITERS) === 1);
-    const reader = start('shared', 1);
-    await started(2);
-    lock.downgrade();
-    await pause(50);
-    expect(word(ARRIVALS)).toBe(0);
-    lock.unlockShared();
-    await Promise.all([writer, reader]);
-    expect([word(PLACE), word(PLACE + 1)]).toEqual([1, 2]);
-  });
-
   it('refuses a release without a lock, and words that are not shared', () => {
     freshLock();
     expect(() => lock.unlockExclusive()).toThrow('without lockExclusive');
-    expect(() => lock.downgrade()).toThrow('without lockExclusive');
     expect(() => lock.unlockShared()).toThrow('without lockShared');
     expect(() => new RwLock(new Int32Array(RwLock.WORDS))).toThrow(RangeError);
     expect(() => new RwLock(new Int32Array(new SharedArrayBuffer(4)))).toThrow(RangeError);

@@ -1,16 +1,24 @@
 /**
  * First touch: what a write in state 1 owes the checkpoint before its data may go to the device.
  *
- * A plan is made in full before anything is written: a backup destination for every block that needs one, and the
- * batches in which their log entries are committed. A write that lacks space fails here with nothing changed (bow-I5).
- * Then each batch, in this order (bow-I3): copy the old blocks to their destinations; flush; commit the log; and only
- * then do the blocks change their type: to CHANGED, or to FREE where the caller has yet to make them CHANGED. The caller
- * holds the exclusive lock throughout.
+ * Requests that come at the same time are served by one round, with one set of flushes (shared/rounds.ts). A round
+ *
+ *   reserves  under the exclusive lock: a plan is made in full, with a destination for every block that needs one and
+ *             the batches in which their log entries are committed; the destinations become BACKUP. Where space lacks,
+ *             it ends here with nothing changed (bow-I5).
+ *   writes    each batch, in this order (bow-I3): copy the old blocks to their destinations; flush; commit the log. No
+ *             lock is held: what is copied is written by nobody, for that would owe a round too. Only the live block 0
+ *             is written in its place; while it moves the exclusive lock is held.
+ *   settles   under the exclusive lock: blocks that were in use become CHANGED, trimmed ones AWAITED.
+ *
+ * Only then do the requests write their data, which they look into anew.
  */
+import { DmError } from '../../errors.js';
 import { bowChecksum, type LogEntry, logCapacity } from '../../formats/bow-log.js';
+import type { Span } from '../../shared/rounds.js';
 import { SECTOR_BYTES } from '../../units.js';
 import { draftBatch, firstSectorCapacity, type LogBatch, publishDraft, stageDraft } from './log.js';
-import { type BowState, COPY_BYTES, BlockType as T } from './state.js';
+import { type BowState, COPY_BYTES, ROUND_RANGES, State, BlockType as T } from './state.js';
 
 /** One backup: `count` blocks from `source` to the free blocks at `dest`. */
 interface Piece {
@@ -32,43 +40,117 @@ export function needsBackup(type: number): boolean {
 
 /** True where the device reads as zeros whatever the medium holds: the block was trimmed. */
 export function readsAsZeroes(type: number): boolean {
-  return type === T.FREE || type === T.BACKUP || type === T.SECTOR0_CURRENT || type === T.TRIMMED;
+  return (
+    type === T.FREE ||
+    type === T.BACKUP ||
+    type === T.SECTOR0_CURRENT ||
+    type === T.TRIMMED ||
+    type === T.AWAITED
+  );
+}
+
+/** Too few free blocks for a round. */
+export class NoFreeBlocks extends DmError {
+  constructor() {
+    super('ENOSPC', 'no free blocks left for backups');
+  }
 }
 
 /**
- * Backs up all of [first, end) (blocks, without block 0 and a short tail) that is still owed to the checkpoint. Throws
- * ENOSPC with nothing changed, or the device's error with nothing lost.
+ * A round: backs up all of the spans (without block 0 and a short tail) that is still owed to the checkpoint. Throws
+ * NoFreeBlocks with nothing changed, or the device's error with nothing lost. Does nothing but heal outside state 1.
  */
-export function backUp(state: BowState, first: number, end: number): void {
-  const batches = planBackups(state, first, end);
-  if (batches === undefined) {
-    throw state.noSpace(first * state.blockSize, (end - first) * state.blockSize);
+export function backUp(state: BowState, spans: readonly Span[]): void {
+  const batches = state.exclusively(() => {
+    state.heal();
+    return state.state === State.CHECKPOINT ? reserve(state, spans) : [];
+  });
+  for (const [index, batch] of batches.entries()) {
+    try {
+      const moves = batch.pieces.some(({ type }) => type === T.SECTOR0_CURRENT);
+      if (moves) state.exclusively(() => settle(state, batch, writeBatch(state, batch)));
+      else {
+        const sector0Block = writeBatch(state, batch);
+        state.exclusively(() => settle(state, batch, sector0Block));
+      }
+    } catch (error) {
+      state.exclusively(() => giveBack(state, spans, batches.slice(index)));
+      throw error;
+    }
   }
-  for (const batch of batches) commitBatch(state, batch);
+}
+
+/**
+ * Whether a write may make the FREE blocks in [first, end) its own: not where it would take the last one, which a log
+ * past its first sector needs (bow-I7), nor the room in the map that a round under way counts on. The lock is held.
+ */
+export function mayFill(state: BowState, first: number, end: number): boolean {
+  if (state.ranges.room() < ROUND_RANGES + 4) return false;
+  let filled = 0;
+  state.forEachOfType(T.FREE, first, end, (start, stop) => {
+    filled += stop - start;
+  });
+  const spare = state.logReach > firstSectorCapacity(state.blockSize) ? 1 : 0;
+  return filled === 0 || state.ranges.blocksOf(T.FREE) - filled >= spare;
 }
 
 /** Saves the log elsewhere and begins one of a single entry, as commit needs it. Throws ENOSPC. */
 export function overflowLog(state: BowState): void {
-  const overflowTo = new FreeSpace(state, 0, 0).take(1)?.dest;
-  if (overflowTo === undefined) throw state.noSpace(0, state.blockSize);
-  commitBatch(state, { overflowTo, pieces: [] });
+  const overflowTo = new FreeSpace(state).take(1)?.dest;
+  if (overflowTo === undefined) throw state.noSpace(0, 1);
+  const batch = { overflowTo, pieces: [] };
+  settle(state, batch, writeBatch(state, batch));
 }
 
-/** The batches that back up [first, end); undefined where space ends. Changes nothing. */
-function planBackups(state: BowState, first: number, end: number): Batch[] | undefined {
+/** The batches that back up what the spans owe, their places taken. Throws NoFreeBlocks and changes nothing. */
+function reserve(state: BowState, spans: readonly Span[]): Batch[] {
+  const { ranges } = state;
+  if (ranges.room() < 4 * spans.length + 2) throw new NoFreeBlocks();
+  // What the writes themselves will fill is no place for backups.
+  for (const { first, end } of spans) state.retype(first, end, T.FREE, T.AWAITED);
+  const plan = planBackups(state, spans);
+  if (plan === undefined) {
+    giveBack(state, spans, []);
+    throw new NoFreeBlocks();
+  }
+  for (const { overflowTo, pieces } of plan.batches) {
+    if (overflowTo !== undefined) ranges.set(overflowTo, overflowTo + 1, T.BACKUP);
+    for (const { dest, count } of pieces) ranges.set(dest, dest + count, T.BACKUP);
+  }
+  state.logReach = plan.logCount;
+  return plan.batches;
+}
+
+/**
+ * Undoes `reserve` for batches that were not committed. Should nobody know which log the medium holds, then nothing is
+ * written before that is healed: blocks that either log speaks of stay as they are, and may be FREE.
+ */
+function giveBack(state: BowState, spans: readonly Span[], batches: readonly Batch[]): void {
+  const { ranges } = state;
+  for (const { overflowTo, pieces } of batches) {
+    if (overflowTo !== undefined) ranges.set(overflowTo, overflowTo + 1, T.FREE);
+    for (const { dest, count } of pieces) ranges.set(dest, dest + count, T.FREE);
+  }
+  for (const { first, end } of spans) state.retype(first, end, T.AWAITED, T.FREE);
+  state.logReach = state.logCount;
+}
+
+/** The batches that back up the spans, and the log's entries after them; undefined where space ends. Changes nothing. */
+function planBackups(
+  state: BowState,
+  spans: readonly Span[],
+): { batches: Batch[]; logCount: number } | undefined {
   const { ranges } = state;
   const capacity = logCapacity(state.blockSize);
   const atomic = firstSectorCapacity(state.blockSize);
-  const free = new FreeSpace(state, first, end);
+  const free = new FreeSpace(state);
   const batches: Batch[] = [];
   let batch: Batch = { overflowTo: undefined, pieces: [] };
   let used = state.logCount;
   let limit = capacity;
 
-  for (let block = first; block < end; ) {
-    const type = ranges.find(block);
-    const runEnd = Math.min(ranges.end, end);
-    while (needsBackup(type) && block < runEnd) {
+  for (const { source, end, type } of owedRuns(state, spans)) {
+    for (let block = source; block < end; ) {
       if (used === limit) {
         // A full block overflows. A batch that begins with an overflow ends with the first sector: the log goes on.
         const full = used === capacity;
@@ -79,74 +161,75 @@ function planBackups(state: BowState, first: number, end: number): Batch[] | und
         used = full ? 1 : used;
         limit = full ? atomic : capacity;
       }
-      const taken = free.take(runEnd - block);
+      const taken = free.take(end - block);
       if (taken === undefined) return undefined;
       batch.pieces.push({ source: block, dest: taken.dest, count: taken.count, type });
       used++;
       block += taken.count;
     }
-    block = Math.max(block, runEnd);
   }
   if (batch.pieces.length > 0) batches.push(batch);
   // bow-I7: commit needs a log that lies in one sector. One that does not must leave a block to overflow to.
   if (used > atomic && free.take(1) === undefined) return undefined;
   // Each piece splits at most two ranges in two, and so may the block of an overflow, and the write itself at its ends.
   const pieces = batches.reduce((sum, { pieces }) => sum + pieces.length + 1, 0);
-  return ranges.room() >= 4 * pieces + 2 ? batches : undefined;
+  const room = 4 * pieces + 4 * spans.length + 2;
+  return ranges.room() >= room ? { batches, logCount: used } : undefined;
 }
 
-/** Hands out free blocks in ascending order, none of them in [avoidFirst, avoidEnd). Marks nothing. */
+/** The runs of one type in the spans that must be backed up. */
+function owedRuns(
+  { ranges }: BowState,
+  spans: readonly Span[],
+): { source: number; end: number; type: number }[] {
+  const runs: { source: number; end: number; type: number }[] = [];
+  for (const { first, end } of spans) {
+    for (let block = first; block < end; block = ranges.end) {
+      const type = ranges.find(block);
+      if (needsBackup(type)) runs.push({ source: block, end: Math.min(ranges.end, end), type });
+    }
+  }
+  return runs;
+}
+
+/** Hands out free blocks in ascending order. Marks nothing. */
 class FreeSpace {
   private cursor = 0;
 
-  constructor(
-    private readonly state: BowState,
-    private readonly avoidFirst: number,
-    private readonly avoidEnd: number,
-  ) {}
+  constructor(private readonly state: BowState) {}
 
   /** At most `wanted` blocks in one run; undefined when there are none left. */
   take(wanted: number): { dest: number; count: number } | undefined {
     const { ranges, blockSize } = this.state;
-    // find() in the planner uses the same scratch fields: they are read before anything else is looked up.
-    while (ranges.firstOf(T.FREE, this.cursor)) {
-      const dest = ranges.start;
-      let end = ranges.end;
-      if (dest < this.avoidEnd && end > this.avoidFirst) {
-        if (dest >= this.avoidFirst) {
-          this.cursor = this.avoidEnd;
-          continue;
-        }
-        end = this.avoidFirst;
-      }
-      const count = Math.min(wanted, end - dest, COPY_BYTES / blockSize);
-      this.cursor = dest + count;
-      return { dest, count };
-    }
-    return undefined;
+    if (!ranges.firstOf(T.FREE, this.cursor)) return undefined;
+    const dest = Math.max(ranges.start, this.cursor);
+    const count = Math.min(wanted, ranges.end - dest, COPY_BYTES / blockSize);
+    this.cursor = dest + count;
+    return { dest, count };
   }
 }
 
-function commitBatch(state: BowState, { overflowTo, pieces }: Batch): void {
-  const { ranges } = state;
+/** Copies, and commits the log that says so. Returns where the live block 0 is afterwards. */
+function writeBatch(state: BowState, { overflowTo, pieces }: Batch): number {
   const moved = pieces.find(({ type }) => type === T.SECTOR0_CURRENT);
   const entries = pieces.map((piece) => copyPiece(state, piece));
   const sector0Block = moved === undefined ? state.sector0Block : moved.dest;
   const batch: LogBatch = { overflowTo, entries, sector0Block };
   const draft = draftBatch(state, batch);
-
   stageDraft(state, draft, batch);
   state.flushDevice();
-  // Should nobody know afterwards which log the medium holds, then nothing is written before that is healed: the blocks
-  // that either log speaks of stay as they are, and may stay FREE.
   publishDraft(state, draft);
+  return sector0Block;
+}
 
+/** What a committed batch makes of the blocks. */
+function settle(state: BowState, { overflowTo, pieces }: Batch, sector0Block: number): void {
+  const { ranges } = state;
   state.sector0Block = sector0Block;
   if (overflowTo !== undefined) ranges.set(overflowTo, overflowTo + 1, T.BACKUP);
   for (const { source, dest, count, type } of pieces) {
-    ranges.set(dest, dest + count, type === T.SECTOR0_CURRENT ? T.SECTOR0_CURRENT : T.BACKUP);
-    // What read as zeros goes on doing so until the write puts something there: that may fail before it does.
-    ranges.set(source, source + count, readsAsZeroes(type) ? T.FREE : T.CHANGED);
+    if (type === T.SECTOR0_CURRENT) ranges.set(dest, dest + count, T.SECTOR0_CURRENT);
+    ranges.set(source, source + count, readsAsZeroes(type) ? T.AWAITED : T.CHANGED);
   }
 }
 

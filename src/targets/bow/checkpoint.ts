@@ -16,8 +16,7 @@ import { passDownTrim } from './trim.js';
 
 /** The writes to `state`: only one more than the present state is taken, EINVAL for all else. */
 export function changeState(state: BowState, text: string): void {
-  state.lock.lockExclusive();
-  try {
+  state.exclusivelyAlone(() => {
     const from = state.state;
     const wanted = text.trim();
     if (wanted !== String(from + 1) || from === State.COMMITTED) {
@@ -27,9 +26,7 @@ export function changeState(state: BowState, text: string): void {
     if (from === State.TRIM) takeCheckpoint(state);
     else commit(state);
     state.raise(`state from=${from} to=${state.state}`);
-  } finally {
-    state.lock.unlockExclusive();
-  }
+  });
 }
 
 function takeCheckpoint(state: BowState): void {
@@ -93,7 +90,7 @@ function commit(state: BowState): void {
 
   // Committed: from here on nothing may fail. A trim that cannot be passed on is space not given back, no more.
   try {
-    for (const type of [T.FREE, T.BACKUP, T.SECTOR0_CURRENT, T.TRIMMED]) {
+    for (const type of [T.FREE, T.BACKUP, T.SECTOR0_CURRENT, T.TRIMMED, T.AWAITED]) {
       state.forEachOfType(type, 1, state.wholeBlocks, (first, end) => passDownTrim(state, first, end));
     }
     state.flushDevice();

@@ -12,6 +12,7 @@ const TYPE_NAMES: Readonly<Record<number, string>> = {
   [T.UNCHANGED]: 'Unchanged',
   [T.TRIMMED]: 'Unchanged',
   [T.FREE]: 'Free',
+  [T.AWAITED]: 'Changed',
   [T.CHANGED]: 'Changed',
   [T.BACKUP]: 'Backup',
 };

@@ -10,19 +10,22 @@
  *
  *   type              before a write in state 1       then                 a trim in state 1 makes it
  *   UNCHANGED         copied to a free D, logged      CHANGED, D BACKUP    TRIMMED
- *   TRIMMED           the same                        CHANGED, D BACKUP    -
- *   BACKUP            the same                        CHANGED, D BACKUP    -
- *   SECTOR0_CURRENT   the same, and the log says so   CHANGED, D current   -
+ *   TRIMMED           the same                        AWAITED, D BACKUP    -
+ *   BACKUP            the same                        AWAITED, D BACKUP    -
+ *   SECTOR0_CURRENT   the same, and the log says so   AWAITED, D current   -
+ *   AWAITED           nothing                         CHANGED              FREE
  *   FREE              nothing                         CHANGED              -
  *   CHANGED           nothing                         CHANGED              FREE
  *   SECTOR0           nothing; lives in current       -                    -
  *
- * FREE, BACKUP, SECTOR0_CURRENT and TRIMMED blocks read as zeros: for the user they are trimmed.
+ * FREE, BACKUP, SECTOR0_CURRENT, TRIMMED and AWAITED blocks read as zeros: for the user they are trimmed. AWAITED is what
+ * a write is about to fill, so that no backup goes there meanwhile.
  *
  *   bow-I1  A block that was not FREE at the checkpoint is, at any instant, on the medium either in its place or in a
  *           place that the durable log names.
- *   bow-I2  Requests hold the lock across their I/O; a change of type or state has it alone (defects 8, 9, 10).
- *   bow-I3  Order: backup, flush, log, flush, and only then the data.
+ *   bow-I2  Requests hold the lock across their I/O; a change of type or state has it alone (defects 8, 9, 10). Backups
+ *           are made in rounds, one at a time, without the lock: what a round copies, only a later one lets be written.
+ *   bow-I3  Order: backup, flush, log, flush, and only then the data. All requests of a round share its flushes.
  *   bow-I4  A failed change of state changes nothing and can be tried again.
  *   bow-I5  A write that finds no space fails before anything is written; everything else goes on.
  *   bow-I6  The log's image in memory is what the medium holds; where a failed write left that open, every later write
@@ -33,7 +36,7 @@
  * A crash in state 0 leaves an ordinary disk, in state 1 the checkpoint and all that was flushed since (restore undoes
  * that), in state 2 an ordinary disk. Left out: logs with a `sector0` of 4 bytes (32-bit kernels).
  *
- * Where to read: target.ts the requests, backup.ts the first touch, log.ts the log block, checkpoint.ts the changes of
+ * Where to read: target.ts the requests, backup.ts the first touch (a round), log.ts the log block, checkpoint.ts the changes of
  * state, undo.ts the roll back, formats/bow-log.ts the bytes. Format and defects: the dm-bow log document.
  */
 import { DmError } from '../../errors.js';

@@ -1,11 +1,12 @@
 /**
- * What all threads share of one bow target: one SharedArrayBuffer with the lock, the state words and the log block's
- * image, and the range map's own buffer. Everything here is read under the lock and changed under the exclusive lock,
- * but for `free` and the flush-failure word, which are single words.
+ * What all threads share of one bow target: one SharedArrayBuffer with the locks, the state words and the log block's
+ * image, and the range map's own buffer. State and ranges are read under the lock and changed under the exclusive lock.
+ * The log is the leader's (Rounds), under the lock or not. `free` and the flush-failure word are single words.
  */
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError, errnoOf } from '../../errors.js';
 import { RangeMap } from '../../shared/range-map.js';
+import { Rounds } from '../../shared/rounds.js';
 import { RwLock } from '../../shared/rwlock.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { Backing, OpenContext } from '../target.js';
@@ -20,6 +21,8 @@ export const BlockType = {
   SECTOR0: 5,
   /** UNCHANGED on the medium, and trimmed since the checkpoint: reads as zeros. */
   TRIMMED: 6,
+  /** A trimmed block that a write is about to fill: owes nothing, is nobody's to reuse, and reads as zeros until then. */
+  AWAITED: 7,
 } as const;
 export type BlockType = (typeof BlockType)[keyof typeof BlockType];
 
@@ -40,18 +43,25 @@ export interface BowDescriptor {
   readonly ranges: SharedArrayBuffer;
 }
 
-// Words of `shared`, then SECTOR0_CURRENT's block as a double, then the log block's image.
-const STATE = RwLock.WORDS;
+/** Blocks after which a round takes no further request: as much as one alone may ask for. */
+const ROUND_BLOCKS = 8192;
+
+// Words of `shared`, then doubles (SECTOR0_CURRENT's block, the rounds' spans), then the log block's image.
+const ROUNDS = RwLock.WORDS;
+const STATE = ROUNDS + Rounds.WORDS;
 const SUSPECT = STATE + 1;
 const FLUSH_FAILED = STATE + 2;
 const NO_SPACE_TOLD = STATE + 3;
 const LOG_COUNT = STATE + 4;
 const LOG_SEQUENCE = STATE + 5;
-const WORDS_BYTES = Math.ceil(((STATE + 6) * Int32Array.BYTES_PER_ELEMENT) / 8) * 8;
-const IMAGE_OFFSET = WORDS_BYTES + 8;
+const LOG_REACH = STATE + 6;
+const WORDS_BYTES = Math.ceil(((STATE + 7) * Int32Array.BYTES_PER_ELEMENT) / 8) * 8;
+const IMAGE_OFFSET = WORDS_BYTES + 8 * (1 + Rounds.DOUBLES);
 
-/** Ranges that there is always room for, however the device is cut up: more than any one request can add. */
-const SPARE_RANGES = 1 << 16;
+/** Ranges that one round can add at most: four for each of less than two times ROUND_BLOCKS, and what overflows take. */
+export const ROUND_RANGES = 12 * ROUND_BLOCKS;
+/** Ranges that there is always room for, however the device is cut up. */
+const SPARE_RANGES = 2 * ROUND_RANGES;
 /** Most ranges of a map; 14 bytes each when they are in use, nothing before. */
 const MAX_RANGES = 1 << 24;
 
@@ -77,6 +87,8 @@ export class BowState {
   readonly blocks: number;
   readonly device: BlockDevice;
   readonly lock: RwLock;
+  /** Who leads a round backs up for all that wait. Taken before the lock, never inside it. */
+  readonly rounds: Rounds;
   readonly ranges: RangeMap;
   readonly raise: (event: string) => void;
   /** bow-I6: the log block as it is on the device. Written out only from copies: the kernel gets no shared bytes. */
@@ -101,6 +113,8 @@ export class BowState {
     this.sector0 = new Float64Array(shared, WORDS_BYTES, 1);
     this.logImage = new Uint8Array(shared, IMAGE_OFFSET, blockSize);
     this.lock = new RwLock(this.words.subarray(0, RwLock.WORDS));
+    const spans = new Float64Array(shared, WORDS_BYTES + 8, Rounds.DOUBLES);
+    this.rounds = new Rounds(this.words.subarray(ROUNDS, STATE), spans, { limit: ROUND_BLOCKS });
     this.ranges = new RangeMap(descriptor.ranges);
     this.copyBuffer = new Uint8Array(Math.min(COPY_BYTES, size));
   }
@@ -132,6 +146,15 @@ export class BowState {
     this.words[LOG_COUNT] = count;
   }
 
+  /** Entries that the log will have after the round that is under way. */
+  get logReach(): number {
+    return this.words[LOG_REACH]!;
+  }
+
+  set logReach(count: number) {
+    this.words[LOG_REACH] = count;
+  }
+
   get logSequence(): number {
     return this.words[LOG_SEQUENCE]! >>> 0;
   }
@@ -152,6 +175,21 @@ export class BowState {
   /** Bytes in FREE blocks; exact, and read without the lock. */
   get freeBytes(): number {
     return this.ranges.blocksOf(BlockType.FREE) * this.blockSize;
+  }
+
+  /** Runs `work` under the exclusive lock. */
+  exclusively<T>(work: () => T): T {
+    this.lock.lockExclusive();
+    try {
+      return work();
+    } finally {
+      this.lock.unlockExclusive();
+    }
+  }
+
+  /** The same while no round is under way: for what rounds may not see change. */
+  exclusivelyAlone<T>(work: () => T): T {
+    return this.rounds.alone(() => this.exclusively(work));
   }
 
   /** A flush of ours. Its failure is kept for the next flush of the user, whom the kernel tells only once. */
@@ -200,14 +238,14 @@ export class BowState {
     this.suspect = false;
   }
 
-  /** ENOSPC for a request that found no free block; the event is raised once, until there is free space again. */
-  noSpace(offset: number, length: number): DmError {
+  /** ENOSPC for blocks [first, end) that found no free ones; the event is raised once, until there is free space again. */
+  noSpace(first: number, end: number): DmError {
+    const bytes = (end - first) * this.blockSize;
+    const sector = (first * this.blockSize) / SECTOR_BYTES;
     if (Atomics.exchange(this.words, NO_SPACE_TOLD, 1) === 0) {
-      const sector = Math.floor(offset / SECTOR_BYTES);
-      const count = Math.ceil(length / SECTOR_BYTES);
-      this.raise(`no_space sector=${sector} count=${count} free=${this.freeBytes}`);
+      this.raise(`no_space sector=${sector} count=${bytes / SECTOR_BYTES} free=${this.freeBytes}`);
     }
-    return new DmError('ENOSPC', `no free blocks left to back up ${length} bytes at ${offset}`);
+    return new DmError('ENOSPC', `no free blocks left to back up ${bytes} bytes at sector ${sector}`);
   }
 
   /** Free space has grown: the next ENOSPC is news again. */

@@ -1,18 +1,21 @@
 /**
  * Requests of a bow device. One room for the question "where do these bytes go": in state 1 block 0 lives in
- * SECTOR0_CURRENT, trimmed blocks read as zeros, and every write is preceded by what it owes (`prepare`).
+ * SECTOR0_CURRENT, trimmed blocks read as zeros, and every write is preceded by what it owes (`debtOf`).
  *
- * A request holds the shared lock across its I/O. One that must change the range map first takes the exclusive lock,
- * prepares, and comes down to the shared lock without a gap, so that nothing can change between the two (bow-I2).
+ * A request holds the shared lock across its I/O, one that fills trimmed blocks the exclusive lock (bow-I2).
  */
 import type { Extent } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { FileBacking, OpenContext, Target } from '../target.js';
-import { backUp, readsAsZeroes } from './backup.js';
+import { backUp, mayFill, NoFreeBlocks, needsBackup, readsAsZeroes } from './backup.js';
 import { type BowDescriptor, BowState, State, BlockType as T } from './state.js';
 import { passDownTrim } from './trim.js';
+
+/** `none`: the data may go to the device; `fill`: it goes to trimmed blocks; `backup`: a round must come first. */
+type Debt = 'none' | 'fill' | 'backup';
+type Apply = (at: number, done: number, length: number) => void;
 
 /** Bytes of a write-zeroes that are prepared at a time: its plan stays small, and others get the lock in between. */
 const ZEROES_STEP = 4 << 20;
@@ -114,72 +117,61 @@ export class BowTarget implements Target {
     return plain ? backing : undefined;
   }
 
-  /** Runs `apply(deviceOffset, done, length)` over the pieces of a range that may be written, prepared before. */
-  private change(
-    offset: number,
-    length: number,
-    apply: (at: number, done: number, length: number) => void,
-  ): void {
-    const { state } = this;
-    this.lockPrepared(offset, length);
-    try {
-      if (state.state === State.CHECKPOINT) this.forEachRun(offset, length, apply);
-      else apply(offset, 0, length);
-    } finally {
-      state.lock.unlockShared();
-    }
-  }
-
-  /** Takes the shared lock, at a moment when a write of the range owes nothing. Holds no lock when it throws. */
-  private lockPrepared(offset: number, length: number): void {
+  /**
+   * Runs `apply(deviceOffset, done, length)` over the pieces of a range that is changed, once nothing is owed for it.
+   * Whatever a round or another request does meanwhile, it looks again under the lock that it writes under (bow-I2).
+   */
+  private change(offset: number, length: number, apply: Apply): void {
     const { lock } = this.state;
-    lock.lockShared();
-    let prepared = false;
-    try {
-      prepared = this.isPrepared(offset, length);
-    } finally {
-      if (!prepared) lock.unlockShared();
+    while (length > 0) {
+      lock.lockShared();
+      let debt: Debt;
+      try {
+        debt = this.debtOf(offset, length);
+        if (debt === 'none') {
+          this.applyInPlace(offset, length, apply);
+          return;
+        }
+      } finally {
+        lock.unlockShared();
+      }
+      if (debt === 'backup') this.backUp(offset, length);
+      else if (this.state.exclusively(() => this.fillTrimmed(offset, length, apply))) return;
     }
-    if (prepared) return;
-    lock.lockExclusive();
-    try {
-      this.prepare(offset, length);
-    } catch (error) {
-      lock.unlockExclusive();
-      throw error;
-    }
-    lock.downgrade();
   }
 
-  /** True where a write of the range owes nothing: the steady state. The shared lock is held. */
-  private isPrepared(offset: number, length: number): boolean {
+  /** Block 0 lives elsewhere in state 1; all else is written in its place. */
+  private applyInPlace(offset: number, length: number, apply: Apply): void {
+    const { state, blockSize, sector0Block } = this.state;
+    const moved = state === State.CHECKPOINT ? Math.min(Math.max(0, blockSize - offset), length) : 0;
+    if (moved > 0) apply(offset + sector0Block * blockSize, 0, moved);
+    if (length > moved) apply(offset + moved, moved, length - moved);
+  }
+
+  /** What a write of the range owes before it may go to the device. The lock is held. */
+  private debtOf(offset: number, length: number): Debt {
     const { state } = this;
     const { ranges, blockSize } = state;
-    if (state.suspect) return false;
-    if (state.state === State.COMMITTED) return true;
-    if (state.state === State.TRIM && ranges.blocksOf(T.FREE) === 0) return true;
+    if (state.suspect) return 'backup';
+    if (state.state === State.COMMITTED) return 'none';
+    if (state.state === State.TRIM && ranges.blocksOf(T.FREE) === 0) return 'none';
     const end = Math.ceil((offset + length) / blockSize);
+    let debt: Debt = 'none';
     for (let block = Math.floor(offset / blockSize); block < end; block = ranges.end) {
       const type = ranges.find(block);
-      const plain = state.state === State.TRIM ? type !== T.FREE : type === T.CHANGED || type === T.SECTOR0;
-      if (!plain) return false;
+      if (type === T.FREE || type === T.AWAITED) debt = 'fill';
+      else if (state.state === State.CHECKPOINT && needsBackup(type)) return 'backup';
     }
-    return true;
+    return debt;
   }
 
-  /** Makes a write of the range possible. The exclusive lock is held; the state is looked at again under it. */
-  private prepare(offset: number, length: number): void {
+  /** A round, with whoever else waits for one, backs up what the range owes and heals the log. Holds no lock. */
+  private backUp(offset: number, length: number): void {
     const { state } = this;
     const { blockSize } = state;
-    state.heal();
-    if (state.state === State.COMMITTED || length === 0) return;
-    const first = Math.floor(offset / blockSize);
+    const first = Math.max(1, Math.floor(offset / blockSize));
     const end = Math.ceil((offset + length) / blockSize);
-    if (state.state === State.TRIM) {
-      state.retype(first, end, T.FREE, T.UNCHANGED);
-      return;
-    }
-    if (end > state.wholeBlocks) {
+    if (state.state === State.CHECKPOINT && end > state.wholeBlocks) {
       state.raise(`short_tail_write sector=${Math.floor(offset / SECTOR_BYTES)}`);
       throw new DmError(
         'EIO',
@@ -187,12 +179,36 @@ export class BowTarget implements Target {
           'log cannot back up: they are read-only in state 1; use block_size:512',
       );
     }
-    const body = Math.max(first, 1);
-    if (body >= end) return;
-    const edges = this.zeroEdges(offset, length, body, end);
-    backUp(state, body, end);
-    for (const [at, count] of edges) state.device.write(at, new Uint8Array(count));
-    state.retype(body, end, T.FREE, T.CHANGED);
+    try {
+      state.rounds.submit({ first, end: Math.max(first, end) }, (spans) => backUp(state, spans));
+    } catch (error) {
+      throw error instanceof NoFreeBlocks ? state.noSpace(first, end) : error;
+    }
+  }
+
+  /**
+   * A write that owes nothing but goes to trimmed blocks: they read as zeros until it is done, and may be taken for
+   * backups, so it holds the exclusive lock. False where something else is owed by now.
+   */
+  private fillTrimmed(offset: number, length: number, apply: Apply): boolean {
+    const { state } = this;
+    const { blockSize } = state;
+    if (this.debtOf(offset, length) !== 'fill') return false;
+    const first = Math.max(1, Math.floor(offset / blockSize));
+    const end = Math.ceil((offset + length) / blockSize);
+    if (state.state === State.TRIM) {
+      this.applyInPlace(offset, length, apply);
+      state.retype(first, end, T.FREE, T.UNCHANGED);
+      return true;
+    }
+    if (!mayFill(state, first, end)) throw state.noSpace(first, end);
+    for (const [at, count] of this.zeroEdges(offset, length, first, end)) {
+      state.device.write(at, new Uint8Array(count));
+    }
+    this.applyInPlace(offset, length, apply);
+    state.retype(first, end, T.FREE, T.CHANGED);
+    state.retype(first, end, T.AWAITED, T.CHANGED);
+    return true;
   }
 
   /** The bytes of a partly written first and last block that read as zeros now, and must go on doing so. */
@@ -259,8 +275,7 @@ export class BowTarget implements Target {
     const { ranges, blockSize } = state;
     const first = Math.max(1, Math.ceil(offset / blockSize));
     const end = Math.min(state.wholeBlocks, Math.floor((offset + length) / blockSize));
-    state.lock.lockExclusive();
-    try {
+    state.exclusivelyAlone(() => {
       if (state.state === State.COMMITTED) {
         if (zero) state.device.writeZeroes(offset, length, { unmap: true });
         else state.device.discard(offset, length);
@@ -275,12 +290,11 @@ export class BowTarget implements Target {
       } else {
         if (zero) state.forEachOfType(T.CHANGED, first, end, (from, to) => passDownTrim(state, from, to));
         state.retype(first, end, T.CHANGED, T.FREE);
+        state.retype(first, end, T.AWAITED, T.FREE);
         state.retype(first, end, T.UNCHANGED, T.TRIMMED);
       }
       if (state.freeBytes > freeBefore) state.spaceGrew();
-    } finally {
-      state.lock.unlockExclusive();
-    }
+    });
   }
 
   /** Visits the runs of equal type of a byte range in state 1: `visit(deviceOffset, done, length, type)`. */

@@ -4,6 +4,7 @@ import type { BlockDevice } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { SimulatedDisk } from '../../../src/device/simulated.js';
+import { RwLock } from '../../../src/shared/rwlock.js';
 import { bow } from '../../../src/targets/bow/index.js';
 import { BlockType as T } from '../../../src/targets/bow/state.js';
 import { inspectLog, restore } from '../../../src/targets/bow/undo.js';
@@ -287,15 +288,15 @@ describe('the defects of the seed', () => {
     expectSameBytes(disk.crashImage('none').subarray(0, 1024), expected, 'the medium after the commit');
   });
 
-  it('defect 8: a write that waited for the lock while the commit went through makes no log', async () => {
+  it('defect 8: a write that waited for its round while the commit went through makes no log', async () => {
     const { rig, target, disk } = await made(100, 512, blockRange(30, 100));
     const late = rig.openView();
-    const { lock } = late.state;
-    const lockExclusive = lock.lockExclusive.bind(lock);
-    vi.spyOn(lock, 'lockExclusive').mockImplementationOnce(() => {
-      // What another thread may do before this one gets the lock.
+    const { rounds } = late.state;
+    const submit = rounds.submit.bind(rounds);
+    vi.spyOn(rounds, 'submit').mockImplementationOnce((span, work) => {
+      // What another thread may do before this one's round begins.
       rig.write('state', '2');
-      lockExclusive();
+      submit(span, work);
     });
     late.write(5 * 512, filled(512, 1));
     expect(rig.read('state')).toBe('2\n');
@@ -309,16 +310,41 @@ describe('the defects of the seed', () => {
     expectAtRest(rig);
   });
 
-  it('defect 9, defect 10: requests hold the lock across their I/O, changes of state have it alone', async () => {
+  it('bow-I2: a write to free space that waited for the lock looks again what became of that space', async () => {
+    const disk = new SimulatedDisk(randomContent(100, 512));
+    const before = disk.content();
+    const rig = await makeBow(disk, 512);
+    trimBlocks(rig, 512, blockRange(30, 100));
+    const late = rig.openView();
+    const { lock } = late.state;
+    const lockExclusive = lock.lockExclusive.bind(lock);
+    vi.spyOn(lock, 'lockExclusive').mockImplementationOnce(() => {
+      // Block 30 holds the live block 0 from now on, block 31 its backup.
+      rig.write('state', '1');
+      lockExclusive();
+    });
+    late.write(30 * 512, filled(1024, 1));
+    expectSameBytes(readBytes(rig.target, 0, 512), before.subarray(0, 512), 'block 0');
+    expectSameBytes(readBytes(rig.target, 30 * 512, 1024), filled(1024, 1), 'the late write');
+    const image = disk.content();
+    expect(restore(new MemoryDevice(image)).state).toBe('restored');
+    expectSameBytes(image.subarray(0, 30 * 512), before.subarray(0, 30 * 512), 'rolled back');
+    expectAtRest(rig);
+  });
+
+  it('defect 9, defect 10: requests hold the lock across their I/O, changes of state have all locks alone', async () => {
     const disk = new SimulatedDisk(randomContent(100, 1024));
     let words: Int32Array = new Int32Array(1);
     const seen = new Set<string>();
     let doing = 'create';
     const rig = await makeBow(
-      watched(disk, (kind) => seen.add(`${doing}: ${words[0] === -1 ? 'alone' : words[0]} ${kind}`)),
+      watched(disk, (kind) => {
+        const round = words[RwLock.WORDS] === 1 ? 'in a round, ' : '';
+        seen.add(`${doing}: ${round}${words[0] === -1 ? 'alone' : words[0]} ${kind}`);
+      }),
       1024,
     );
-    words = new Int32Array(rig.descriptor.shared, 0, 1);
+    words = new Int32Array(rig.descriptor.shared);
     const { target } = rig;
     const during = (name: string, request: () => void) => {
       doing = name;
@@ -329,26 +355,33 @@ describe('the defects of the seed', () => {
     expect(during('read in 0', () => target.read(0, filled(5000, 1)))).toEqual(['read in 0: 1 read']);
     target.discard(50 * 1024, 50 * 1024);
     expect(during('to 1', () => rig.write('state', '1'))).toEqual([
-      'to 1: alone flush',
-      'to 1: alone read',
-      'to 1: alone write',
+      'to 1: in a round, alone flush',
+      'to 1: in a round, alone read',
+      'to 1: in a round, alone write',
     ]);
     expect(during('first touch', () => target.write(500, filled(5000, 1)))).toEqual([
       'first touch: 1 write',
-      'first touch: alone flush',
-      'first touch: alone read',
-      'first touch: alone write',
+      'first touch: in a round, 0 flush',
+      'first touch: in a round, 0 read',
+      'first touch: in a round, 0 write',
+    ]);
+    const current = target.state.sector0Block * 1024;
+    expect(during('move of block 0', () => target.write(current, filled(1024, 1)))).toEqual([
+      'move of block 0: alone write',
+      'move of block 0: in a round, alone flush',
+      'move of block 0: in a round, alone read',
+      'move of block 0: in a round, alone write',
     ]);
     expect(during('write in 1', () => target.write(0, filled(5000, 1)))).toEqual(['write in 1: 1 write']);
     expect(during('read in 1', () => target.read(0, filled(5000, 1)))).toEqual(['read in 1: 1 read']);
     expect(during('trim', () => target.writeZeroes(0, 9000, { unmap: true }))).toContain(
-      'trim: alone writeZeroes',
+      'trim: in a round, alone writeZeroes',
     );
     expect(during('to 2', () => rig.write('state', '2'))).toEqual([
-      'to 2: alone flush',
-      'to 2: alone read',
-      'to 2: alone write',
-      'to 2: alone writeZeroes',
+      'to 2: in a round, alone flush',
+      'to 2: in a round, alone read',
+      'to 2: in a round, alone write',
+      'to 2: in a round, alone writeZeroes',
     ]);
     expect(during('write in 2', () => target.write(0, filled(5000, 1)))).toEqual(['write in 2: 1 write']);
     expectAtRest(rig);
