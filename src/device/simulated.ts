@@ -18,10 +18,13 @@
  *   errors      An operation may fail with EIO. A failed read gives nothing. A failed change has reached the cache in
  *               full, in some of its sectors, or not at all. A failed flush has made everything durable or nothing;
  *               in the latter case all stays in the cache and the next flush that works makes it durable.
+ *   several     Disks of one PowerSupply lose power at the same instant: it numbers the operations of all of them, and a
+ *               cut hits one operation of one disk. The caches are separate: a flush makes only its own disk's changes
+ *               durable, and what survives on one disk says nothing about another.
  *
  * sim-I1  What a completed flush covers is in every later crash image.
  * sim-I2  Every sector of a crash image is a version that this sector had since the last completed flush before it.
- * sim-I3  Every combination of such versions can come out.
+ * sim-I3  Every combination of such versions can come out, also of several disks.
  *
  * Left out: media that lose what was flushed, bit rot, misdirected writes, a failed flush after which the cache forgets
  * what it did not write (Linux's page cache marks such pages clean).
@@ -47,6 +50,8 @@ export interface TraceEntry {
   readonly sectors: Uint8Array;
   /** How many operations of the trace were durable when this one began. */
   readonly durable: number;
+  /** Its number among all operations of the power supply; the index in the trace where the disk is alone on it. */
+  readonly instant: number;
 }
 
 /** Which unflushed changes reach the medium: none, all, only the n-th of them (0 is the oldest), or a random choice. */
@@ -68,10 +73,31 @@ export class PowerCut extends Error {
   }
 }
 
+/** What several disks share so that one cut hits them all. */
+export class PowerSupply {
+  /** In the order in which they were made. */
+  readonly disks: SimulatedDisk[] = [];
+  /** Flushes and changes so far, of all its disks. */
+  operations = 0;
+  /** The operation in which the power fails. */
+  cutAt = Number.POSITIVE_INFINITY;
+
+  /** Lets `operations` more flushes and changes complete; the power fails in the one after them. */
+  cutAfter(operations: number): void {
+    this.cutAt = this.operations + operations;
+  }
+
+  /** Throws when the power is gone. */
+  check(): void {
+    if (this.operations > this.cutAt) throw new PowerCut(this.cutAt);
+  }
+}
+
 export class SimulatedDisk implements BlockDevice {
   readonly size: number;
-  /** Every flush and change so far, in order; a change that the cut hit is the last. */
+  /** Every flush and change of this disk so far, in order; a change that the cut hit is the last. */
   readonly trace: TraceEntry[] = [];
+  readonly power: PowerSupply;
 
   /** What reads see. */
   private readonly cache: Uint8Array;
@@ -80,29 +106,33 @@ export class SimulatedDisk implements BlockDevice {
   private readonly rng: Prng;
   private readonly injections: { op: OperationKind; left: number; landed: boolean | 'some' }[] = [];
   private durable = 0;
-  private cutAt = Number.POSITIVE_INFINITY;
   /** The medium after `mediumAt` operations of the trace: where the last `imageAt` left it. */
   private medium: Uint8Array;
   private mediumAt = 0;
 
-  /** `content`: bytes, copied, or a size in bytes. `rng` decides only which sectors of a failing change land. */
-  constructor(content: number | Uint8Array, options: { rng?: Prng } = {}) {
+  /**
+   * `content`: bytes, copied, or a size in bytes. `rng` decides only which sectors of a failing change land. Without
+   * `power` the disk has a supply of its own.
+   */
+  constructor(content: number | Uint8Array, options: { rng?: Prng; power?: PowerSupply } = {}) {
     this.cache = new Uint8Array(typeof content === 'number' ? content : content.length);
     if (typeof content !== 'number') this.cache.set(content);
     this.origin = this.cache.slice();
     this.medium = this.cache.slice();
     this.size = this.cache.length;
     this.rng = options.rng ?? new Prng(1);
+    this.power = options.power ?? new PowerSupply();
+    this.power.disks.push(this);
   }
 
-  /** Flushes and changes so far: the length of the trace. */
+  /** Flushes and changes so far, of all disks of its power supply: the length of the trace where it is alone. */
   get operations(): number {
-    return this.trace.length;
+    return this.power.operations;
   }
 
-  /** Lets `operations` more flushes and changes complete; the power fails in the one after them. */
+  /** As that of the power supply. */
   cutAfter(operations: number): void {
-    this.cutAt = this.trace.length + operations;
+    this.power.cutAfter(operations);
   }
 
   injectError({ op, at, landed = false }: ErrorInjection): void {
@@ -116,7 +146,7 @@ export class SimulatedDisk implements BlockDevice {
 
   read(offset: number, into: Uint8Array): void {
     this.check(offset, into.length);
-    if (this.trace.length > this.cutAt) throw new PowerCut(this.cutAt);
+    this.power.check();
     if (this.injected('read') !== undefined) throw this.failure('read', offset, into.length);
     into.set(this.cache.subarray(offset, offset + into.length));
   }
@@ -134,29 +164,28 @@ export class SimulatedDisk implements BlockDevice {
   }
 
   flush(): void {
-    if (this.trace.length > this.cutAt) throw new PowerCut(this.cutAt);
+    this.power.check();
     const failed = this.injected('flush');
     if (failed === undefined || failed === true) {
-      this.trace.push({ kind: 'flush', offset: 0, sectors: new Uint8Array(0), durable: this.durable });
-      if (this.trace.length > this.cutAt) throw new PowerCut(this.cutAt);
+      this.record('flush', 0, new Uint8Array(0));
       this.durable = this.trace.length;
     }
     if (failed !== undefined) throw this.failure('flush', 0, this.size);
   }
 
-  /** How many changes may or may not be on the medium when the power fails during operation `position`. */
+  /** How many changes may or may not be on the medium when the power fails in operation `position` of its supply. */
   unflushedAt(position: number): number {
     return this.pending(position).length;
   }
 
   /** A possible content after the power cut that happened, or that would happen now. */
   crashImage(survivors: Survivors): Uint8Array {
-    return this.imageAt(Math.min(this.trace.length, this.cutAt), survivors);
+    return this.imageAt(Math.min(this.power.operations, this.power.cutAt), survivors);
   }
 
   /**
-   * A possible content of the medium when the power fails during operation `position` of the trace (its length: after
-   * all of them). Cheap for positions that rise from call to call.
+   * A possible content of the medium when the power fails in operation `position` of its supply (the number of
+   * operations: after all of them). Cheap for positions that rise from call to call.
    */
   imageAt(position: number, survivors: Survivors): Uint8Array {
     this.advanceMedium(position);
@@ -171,13 +200,25 @@ export class SimulatedDisk implements BlockDevice {
     return image;
   }
 
-  /** Changes that completed after the last flush before `position`, and the change at `position` itself. */
+  /** Changes that completed after the last flush before `position`, and the change at `position` if it is this disk's. */
   private pending(position: number): TraceEntry[] {
-    return this.trace.slice(this.durableAt(position), position + 1).filter(({ kind }) => kind !== 'flush');
+    const begun = this.indexOf(position + 1);
+    return this.trace.slice(this.durableAt(position), begun).filter(({ kind }) => kind !== 'flush');
   }
 
   private durableAt(position: number): number {
-    return position < this.trace.length ? this.trace[position]!.durable : this.durable;
+    return this.trace[this.indexOf(position)]?.durable ?? this.durable;
+  }
+
+  /** How many operations of this disk came before operation `position` of its supply. */
+  private indexOf(position: number): number {
+    let low = 0;
+    for (let high = this.trace.length; low < high; ) {
+      const middle = (low + high) >> 1;
+      if (this.trace[middle]!.instant < position) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 
   private advanceMedium(position: number): void {
@@ -194,7 +235,7 @@ export class SimulatedDisk implements BlockDevice {
 
   private change(kind: ChangeKind, offset: number, length: number, apply: (bytes: Uint8Array) => void): void {
     this.check(offset, length);
-    if (this.trace.length > this.cutAt) throw new PowerCut(this.cutAt);
+    this.power.check();
     const failed = this.injected(kind);
     const first = Math.floor(offset / SECTOR_BYTES) * SECTOR_BYTES;
     const end = Math.min(this.size, Math.ceil((offset + length) / SECTOR_BYTES) * SECTOR_BYTES);
@@ -202,10 +243,15 @@ export class SimulatedDisk implements BlockDevice {
       const before = this.cache.slice(first, end);
       apply(this.cache.subarray(offset, offset + length));
       if (failed === 'some') this.takeBackSome(first, before);
-      this.trace.push({ kind, offset: first, sectors: this.cache.slice(first, end), durable: this.durable });
-      if (this.trace.length > this.cutAt) throw new PowerCut(this.cutAt);
+      this.record(kind, first, this.cache.slice(first, end));
     }
     if (failed !== undefined) throw this.failure(kind, offset, length);
+  }
+
+  /** Puts an operation in the trace; throws where the cut hits it. */
+  private record(kind: TraceEntry['kind'], offset: number, sectors: Uint8Array): void {
+    this.trace.push({ kind, offset, sectors, durable: this.durable, instant: this.power.operations++ });
+    this.power.check();
   }
 
   private takeBackSome(offset: number, before: Uint8Array): void {

@@ -150,7 +150,8 @@ export function traced(origin: Uint8Array, buffers: SharedDiskBuffers): Simulate
   for (let row = 0; row < count * COLUMNS; row += COLUMNS) {
     const [kind, offset, length, at, began] = entries.subarray(row, row + COLUMNS) as unknown as number[];
     const sectors = bytes.slice(at!, at! + length!);
-    disk.trace.push({ kind: KINDS[kind!]!, offset: offset!, sectors, durable } satisfies TraceEntry);
+    const instant = disk.power.operations++;
+    disk.trace.push({ kind: KINDS[kind!]!, offset: offset!, sectors, durable, instant } satisfies TraceEntry);
     if (KINDS[kind!] === 'flush') durable = Math.max(durable, began!);
   }
   return disk;

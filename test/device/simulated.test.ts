@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { Prng } from '../../src/device/prng.js';
-import { PowerCut, SimulatedDisk } from '../../src/device/simulated.js';
+import { PowerCut, PowerSupply, SimulatedDisk } from '../../src/device/simulated.js';
 import { DmError } from '../../src/errors.js';
 
 const SECTOR = 512;
@@ -294,5 +294,59 @@ describe('Prng', () => {
     expect([rng.chance(0), rng.chance(1)]).toEqual([false, true]);
     expect(new Set(Array.from({ length: 50 }, () => rng.pick(['a', 'b']))).size).toBe(2);
     expect(new Set(rng.bytes(10_000)).size).toBe(256);
+  });
+});
+
+describe('several disks on one power supply', () => {
+  /** Two disks of two sectors; `operations` in order, `a1` writes 1 to all of disk a, `aF` flushes it. */
+  function twoDisks(...operations: string[]): PowerSupply {
+    const power = new PowerSupply();
+    const disks = [new SimulatedDisk(SECTOR, { power }), new SimulatedDisk(SECTOR, { power })];
+    for (const operation of operations) {
+      const disk = disks['ab'.indexOf(operation[0]!)]!;
+      if (operation[1] === 'F') disk.flush();
+      else disk.write(0, filled(1, Number(operation[1])));
+    }
+    return power;
+  }
+
+  function imagesAt({ disks }: PowerSupply, instant: number): Set<string> {
+    const rng = new Prng(instant);
+    const image = () => disks.map((disk) => marks(disk.imageAt(instant, rng))).join('');
+    return new Set(Array.from({ length: 300 }, image));
+  }
+
+  it('one instant for all: an operation of one disk has not begun while one before it on another is hit', () => {
+    const power = twoDisks('a1', 'b1', 'a2', 'aF', 'b2');
+    expect(power.operations).toBe(5);
+    expect(power.disks.map(({ trace }) => trace.map(({ instant }) => instant))).toEqual([
+      [0, 2, 3],
+      [1, 4],
+    ]);
+    expect(imagesAt(power, 0)).toEqual(new Set(['00', '10']));
+    expect(imagesAt(power, 1)).toEqual(new Set(['00', '10', '01', '11']));
+  });
+
+  it('sim-I1, sim-I3: a flush is of its own disk alone, and what survives on one says nothing about another', () => {
+    const power = twoDisks('a1', 'b1', 'a2', 'aF', 'b2');
+    const any = new Set(['00', '10', '20', '01', '11', '21']);
+    expect(imagesAt(power, 2)).toEqual(any);
+    expect(imagesAt(power, 3), 'cut in the flush').toEqual(any);
+    expect(imagesAt(power, 4)).toEqual(new Set(['20', '21', '22']));
+    expect(imagesAt(power, 5)).toEqual(new Set(['20', '21', '22']));
+    expect(power.disks.map((disk) => disk.unflushedAt(5))).toEqual([0, 2]);
+  });
+
+  it('a cut stops every disk', () => {
+    const power = twoDisks('a1');
+    const [a, b] = power.disks as [SimulatedDisk, SimulatedDisk];
+    power.cutAfter(1);
+    b.write(0, filled(1, 1));
+    expect(() => a.flush()).toThrow(PowerCut);
+    expect(() => b.flush()).toThrow(PowerCut);
+    expect(() => b.read(0, new Uint8Array(1))).toThrow(PowerCut);
+    expect([a.crashImage('none'), a.crashImage('all'), b.crashImage('all')].map((image) => image[0])).toEqual(
+      [0, 1, 1],
+    );
   });
 });
