@@ -3,30 +3,38 @@
  *
  * A thread hands in a span of blocks and waits. The first to come leads: it takes the spans of all that wait, does the
  * work for them together, and tells them. Who comes meanwhile waits for the next round, which one of them leads. Where
- * the work fails for several together, each leads a round of its own: nobody fails for what another asked.
+ * the work fails for several together, the leader does it for itself, and so does the next: nobody fails for what another
+ * asked.
  *
  *   MUTEX   1: a round is under way, or somebody has asked for quiet (`alone`)
- *   GATE    what everybody who waits sleeps on: a number that each release of the mutex makes another
- *   tickets one word and one span each: EMPTY → FILLING → WAITING → DONE or RETRY_ALONE → EMPTY
+ *   tickets one word and one span each:
+ *           EMPTY → FILLING → WAITING or QUIET_WAITING → DONE or LEAD → EMPTY
  *
- *   rounds-I1  A ticket is WAITING only with its span written. Its owner takes it back when it was told, or with the mutex.
- *   rounds-I2  Only the holder of the mutex reads spans and tells owners; DONE comes after the work.
- *   rounds-I3  No wakeup is lost: a thread sleeps by (a) load GATE, (b) find its ticket not DONE and the mutex held,
- *              (c) wait on GATE for the value of (a). The holder seen in (b) changes GATE after it lets the mutex go, so
- *              (c) either fails or is woken. Atomics are sequentially consistent.
+ * The mutex is handed on, not let go, while anybody waits: the next leader is woken first, so that its round begins
+ * before those who were served take the processors.
+ *
+ *   rounds-I1  A ticket is WAITING only with its span written, and then only the holder of the mutex changes it.
+ *   rounds-I2  Only the holder of the mutex reads spans. It makes a ticket DONE after the work, and LEAD to pass the
+ *              mutex on. Nobody who has been told anything is WAITING when somebody gathers.
+ *   rounds-I3  No wakeup is lost. A thread makes its ticket WAITING and then tries the mutex; who lets the mutex go looks
+ *              at the tickets after that. Atomics are sequentially consistent, so one of the two sees the other. A thread
+ *              sleeps on its own ticket's word, and every change of that word is followed by a wake.
  *
  * Nothing is recursive. A thread has one ticket at most, so there are never more than threads.
  */
 
 const MUTEX = 0;
-const GATE = 1;
+/** Where the holder looks first for the next one: all get their turn. */
+const TURN = 1;
 const FIRST_TICKET = 2;
 
 const EMPTY = 0;
 const FILLING = 1;
 const WAITING = 2;
-const DONE = 3;
-const RETRY_ALONE = 4;
+/** Wants the mutex, and no round. */
+const QUIET_WAITING = 3;
+const DONE = 4;
+const LEAD = 5;
 
 /** More than a daemon has threads. */
 const TICKETS = 128;
@@ -62,94 +70,125 @@ export class Rounds {
    * alone. `work` gets spans that are ascending and disjoint; what it has done before it throws may be done again.
    */
   submit(span: Span, work: (spans: readonly Span[]) => void): void {
-    const own = this.enter(span);
-    const leads = this.acquire(own);
-    try {
-      if (leads) this.lead(own, span, work);
-    } finally {
-      // Before the mutex is let go: the next leader would take it for one that waits.
+    const own = this.enter(WAITING, span);
+    const told = this.waitFor(own);
+    if (told === DONE) {
       Atomics.store(this.words, own, EMPTY);
-      if (leads) this.release();
+      return;
+    }
+    let served: number[] = [];
+    try {
+      served = this.lead(span, work);
+    } finally {
+      this.passOn(own, served);
     }
   }
 
   /** Runs `work` while no round is under way. */
   alone<T>(work: () => T): T {
-    this.acquire();
+    const own = this.enter(QUIET_WAITING, { first: 0, end: 0 });
+    this.waitFor(own);
     try {
       return work();
     } finally {
-      this.release();
+      this.passOn(own, []);
     }
   }
 
   /** Writes the span into a free ticket; returns the ticket's word. */
-  private enter({ first, end }: Span): number {
+  private enter(wants: typeof WAITING | typeof QUIET_WAITING, { first, end }: Span): number {
     const { words, spans } = this;
     for (let ticket = 0; ticket < TICKETS; ticket++) {
       const word = FIRST_TICKET + ticket;
       if (Atomics.compareExchange(words, word, EMPTY, FILLING) !== EMPTY) continue;
       spans[2 * ticket] = first;
       spans[2 * ticket + 1] = end;
-      Atomics.store(words, word, WAITING);
+      Atomics.store(words, word, wants);
       return word;
     }
     throw new Error(`rounds: more than ${TICKETS} threads`);
   }
 
-  /** Waits for the mutex; true when it has it. False, without it, once the ticket `own` is DONE. */
-  private acquire(own?: number): boolean {
+  /** Waits until the ticket is DONE, or this thread has the mutex (LEAD). */
+  private waitFor(own: number): number {
     const { words } = this;
+    if (Atomics.compareExchange(words, MUTEX, 0, 1) === 0) {
+      // Before anybody gathers: nobody can, while we have the mutex.
+      Atomics.store(words, own, LEAD);
+      return LEAD;
+    }
     for (;;) {
-      // (a) before (b): see rounds-I3.
-      const gate = Atomics.load(words, GATE);
-      if (own !== undefined && Atomics.load(words, own) === DONE) return false;
-      if (Atomics.compareExchange(words, MUTEX, 0, 1) === 0) return true;
-      Atomics.wait(words, GATE, gate);
+      const state = Atomics.load(words, own);
+      if (state !== WAITING && state !== QUIET_WAITING) return state;
+      Atomics.wait(words, own, state);
     }
   }
 
-  private release(): void {
-    Atomics.store(this.words, MUTEX, 0);
-    // After the mutex: who looks because of the gate must find it free.
-    Atomics.add(this.words, GATE, 1);
-    Atomics.notify(this.words, GATE);
-  }
-
-  /** A round, unless the last one has dealt with the ticket meanwhile. The mutex is held. */
-  private lead(own: number, span: Span, work: (spans: readonly Span[]) => void): void {
-    const { words } = this;
-    if (Atomics.load(words, own) === DONE) return;
-    if (Atomics.load(words, own) === WAITING) {
-      const { others, spans } = this.gather(own, span);
-      if (others.length > 0) {
-        try {
-          work(spans);
-          for (const word of others) Atomics.store(words, word, DONE);
-          return;
-        } catch {
-          // Each by itself finds out whose fault it was.
-          for (const word of others) Atomics.store(words, word, RETRY_ALONE);
-        }
+  /** A round for all that wait. Returns the words of the others that were served; they are yet to be told. */
+  private lead(span: Span, work: (spans: readonly Span[]) => void): number[] {
+    const { others, spans } = this.gather(span);
+    if (others.length > 0) {
+      try {
+        work(spans);
+        return others;
+      } catch {
+        // Each by itself finds out whose fault it was: we now, the others when they lead.
       }
     }
     work([span]);
+    return [];
   }
 
-  /** The tickets that go along with `own`, and the spans of all of them. */
-  private gather(own: number, span: Span): { others: number[]; spans: Span[] } {
+  /** The tickets that wait, and all their spans and our own. */
+  private gather(own: Span): { others: number[]; spans: Span[] } {
     const others: number[] = [];
-    const all = [span];
-    let blocks = span.end - span.first;
+    const all = [own];
+    let blocks = own.end - own.first;
     for (let ticket = 0; ticket < TICKETS && blocks < this.limit; ticket++) {
       const word = FIRST_TICKET + ticket;
-      if (word === own || Atomics.load(this.words, word) !== WAITING) continue;
+      if (Atomics.load(this.words, word) !== WAITING) continue;
       const other = { first: this.spans[2 * ticket]!, end: this.spans[2 * ticket + 1]! };
       others.push(word);
       all.push(other);
       blocks += other.end - other.first;
     }
     return { others, spans: union(all) };
+  }
+
+  /** Takes the own ticket back, hands the mutex on, and then tells those that were served. */
+  private passOn(own: number, served: readonly number[]): void {
+    const { words } = this;
+    // Before somebody else gathers.
+    Atomics.store(words, own, EMPTY);
+    for (const word of served) Atomics.store(words, word, DONE);
+    while (!this.wakeNext()) {
+      Atomics.store(words, MUTEX, 0);
+      // Who began to wait after we looked had tried the mutex before we let it go (rounds-I3).
+      if (this.nextInTurn() === undefined || Atomics.compareExchange(words, MUTEX, 0, 1) !== 0) break;
+    }
+    for (const word of served) Atomics.notify(words, word);
+  }
+
+  /** Hands the mutex to somebody who waits; false where nobody does. */
+  private wakeNext(): boolean {
+    const { words } = this;
+    const next = this.nextInTurn();
+    if (next === undefined) return false;
+    words[TURN] = next - FIRST_TICKET + 1;
+    Atomics.store(words, next, LEAD);
+    Atomics.notify(words, next);
+    return true;
+  }
+
+  private nextInTurn(): number | undefined {
+    const { words } = this;
+    const turn = words[TURN]!;
+    for (let i = 0; i < TICKETS; i++) {
+      const word = FIRST_TICKET + ((turn + i) % TICKETS);
+      const state = Atomics.load(words, word);
+      if (state === WAITING || state === QUIET_WAITING) return word;
+    }
+    return undefined;
   }
 }
 

@@ -127,7 +127,7 @@ function letGo(): void {
 }
 
 function expectAtRest(): void {
-  expect([...words.subarray(FIRST_TICKET, Rounds.WORDS)]).toEqual(Array(Rounds.WORDS - FIRST_TICKET).fill(0));
+  expect(words.subarray(FIRST_TICKET, Rounds.WORDS).filter((state) => state !== 0)).toHaveLength(0);
   expect([word(MUTEX), word(LEADERS), word(VIOLATIONS)]).toEqual([0, 0, 0]);
 }
 
@@ -152,7 +152,7 @@ describe('Rounds', () => {
     const all = [start(1, { span: { first: 3, end: 5 } })];
     await until('somebody leads', () => word(LEADERS) === 1);
     for (const id of [2, 3, 4, 5]) all.push(start(id, { span: { first: id * 2, end: id * 2 + 3 } }));
-    await until('the others wait', () => waiting() === 5);
+    await until('the others wait', () => waiting() === 4);
     await pause(20);
     expect([word(DONE), word(ROUNDS)]).toEqual([0, 0]);
     letGo();
@@ -169,7 +169,7 @@ describe('Rounds', () => {
     await until('somebody leads', () => word(LEADERS) === 1);
     for (const id of [2, 3, 4]) all.push(start(id, { span: { first: id, end: id + 1 } }));
     all.push(start(5, { span: { first: BAD_BLOCK, end: BAD_BLOCK + 1 } }));
-    await until('the others wait', () => waiting() === 5);
+    await until('the others wait', () => waiting() === 4);
     letGo();
     await Promise.all(all);
     expect([word(SERVED), word(FAILED)]).toEqual([4, 1]);
