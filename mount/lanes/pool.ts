@@ -2,6 +2,9 @@
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
 
+/** A lane makes little garbage and at once lets go of it: more room would only be touched, and kept. */
+const YOUNG_MEBIBYTES = 1;
+
 export interface LanePoolOptions {
   readonly fuseFd: number;
   readonly lanes: number;
@@ -40,7 +43,11 @@ export class LanePool {
       port: port2,
       debug: options.debug,
     };
-    const worker = new Worker(new URL('./lane.js', import.meta.url), { workerData, transferList: [port2] });
+    const worker = new Worker(new URL('./lane.js', import.meta.url), {
+      workerData,
+      transferList: [port2],
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MEBIBYTES },
+    });
     this.ports.push(port1);
     port1.unref();
     this.running++;

@@ -26,7 +26,11 @@
 const MUTEX = 0;
 /** Where the holder looks first for the next one: all get their turn. */
 const TURN = 1;
-const FIRST_TICKET = 2;
+/** How many took part in the last round or came while it ran. */
+const EXPECTED = 2;
+/** Goes up with each ticket that is handed in. */
+const ARRIVALS = 3;
+const FIRST_TICKET = 4;
 
 const EMPTY = 0;
 const FILLING = 1;
@@ -39,6 +43,9 @@ const LEAD = 5;
 /** More than a daemon has threads. */
 const TICKETS = 128;
 
+/** The double in which the last round's time stands, milliseconds. */
+const LAST_ROUND = 2 * TICKETS;
+
 /** Blocks [first, end). */
 export interface Span {
   readonly first: number;
@@ -49,7 +56,7 @@ export class Rounds {
   /** 32-bit words in shared memory, all 0 at first. */
   static readonly WORDS = FIRST_TICKET + TICKETS;
   /** 64-bit words in shared memory. */
-  static readonly DOUBLES = 2 * TICKETS;
+  static readonly DOUBLES = 2 * TICKETS + 1;
 
   private readonly words: Int32Array;
   private readonly spans: Float64Array;
@@ -104,6 +111,8 @@ export class Rounds {
       spans[2 * ticket] = first;
       spans[2 * ticket + 1] = end;
       Atomics.store(words, word, wants);
+      Atomics.add(words, ARRIVALS, 1);
+      Atomics.notify(words, ARRIVALS);
       return word;
     }
     throw new Error(`rounds: more than ${TICKETS} threads`);
@@ -126,17 +135,45 @@ export class Rounds {
 
   /** A round for all that wait. Returns the words of the others that were served; they are yet to be told. */
   private lead(span: Span, work: (spans: readonly Span[]) => void): number[] {
+    this.linger();
     const { others, spans } = this.gather(span);
+    const began = performance.now();
     if (others.length > 0) {
       try {
         work(spans);
+        this.words[EXPECTED] = this.waiting() + 1;
+        this.spans[LAST_ROUND] = performance.now() - began;
         return others;
       } catch {
         // Each by itself finds out whose fault it was: we now, the others when they lead.
       }
     }
     work([span]);
+    this.words[EXPECTED] = this.waiting() + 1;
+    this.spans[LAST_ROUND] = performance.now() - began;
     return [];
+  }
+
+  /** Those of the last round are likely to be back at once: waits for as many, at most half as long as it took. */
+  private linger(): void {
+    const { words } = this;
+    const expected = words[EXPECTED]!;
+    if (expected < 2) return;
+    const end = performance.now() + this.spans[LAST_ROUND]! / 2;
+    for (;;) {
+      const arrivals = Atomics.load(words, ARRIVALS);
+      const left = end - performance.now();
+      if (this.waiting() + 1 >= expected || left <= 0) return;
+      Atomics.wait(words, ARRIVALS, arrivals, left);
+    }
+  }
+
+  private waiting(): number {
+    let count = 0;
+    for (let word = FIRST_TICKET; word < FIRST_TICKET + TICKETS; word++) {
+      if (Atomics.load(this.words, word) === WAITING) count++;
+    }
+    return count;
   }
 
   /** The tickets that wait, and all their spans and our own. */

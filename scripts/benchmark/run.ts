@@ -1,0 +1,197 @@
+/** A whole run: what is measured, in which order, and what comes out. */
+import { accessSync, constants, existsSync } from 'node:fs';
+import { statfs } from 'node:fs/promises';
+import { cpus, loadavg } from 'node:os';
+import { dirname, resolve } from 'node:path';
+import { measureFirstTouch } from './first-touch.js';
+import { Image, MIB, memoryFileSystem } from './image.js';
+import { resultsToJson } from './json.js';
+import { Lab } from './lab.js';
+import { describeMachine } from './machine.js';
+import { Findings, measureSubjects } from './measure.js';
+import { measureMemory } from './memory.js';
+import { formatReport } from './report.js';
+import type { FirstTouchSample, MemoryResult, Results } from './results.js';
+import type { Subject } from './subject.js';
+import { SUBJECTS } from './subjects/index.js';
+import { judge } from './verdicts.js';
+import { WORKLOADS, type Workload } from './workloads.js';
+
+/** As the command line has them. */
+export interface Options {
+  readonly quick: boolean;
+  readonly json: string;
+  readonly only?: RegExp;
+  readonly workloads?: RegExp;
+  readonly dir?: string;
+  readonly size?: number;
+  readonly rounds?: number;
+  readonly seconds?: number;
+}
+
+/** The options with all defaults in. */
+interface Settings {
+  readonly folder: string;
+  readonly imageBytes: number;
+  readonly rounds: number;
+  readonly seconds: number;
+  readonly firstTouchSeconds: number;
+  readonly firstTouchJobs: readonly number[];
+  readonly subjects: readonly Subject[];
+  readonly workloads: readonly Workload[];
+  readonly withFirstTouch: boolean;
+  readonly withMemory: boolean;
+}
+
+const CONTROL_NOTE =
+  'The row `file` is the control: the loop device over it is the reference once more, and shows the noise.';
+
+const NOTES = [
+  'Each figure is measured on the file, on a loop device over it and on the reference, one right after the other.',
+  'Where the kernel itself serves the page cache (file, linear-passthrough, bow-2), fio opens the file, and the loop ' +
+    'device over it, without direct I/O: with it they would go past the cache to the disk. All else is direct.',
+  'Each round starts with fresh overlays: what is written to them is mostly written there for the first time.',
+];
+
+/** Measures; `opened` gets the lab as soon as there is one, for signals. */
+export async function runBenchmark(
+  options: Options,
+  progress: (line: string) => void,
+  opened: (lab: Lab) => void,
+): Promise<{ report: string; json: object }> {
+  const started = new Date();
+  const load = loadavg()[0]!;
+  const settings = await settle(options);
+  const lab = Lab.open(settings.folder);
+  opened(lab);
+  try {
+    const machine = await describeMachine(lab);
+    if (machine.versions.fio === null) throw new Error('fio is not installed (Debian package fio)');
+    const results = await measure(lab, settings, progress, load > cpus().length / 4 ? [busyNote(load)] : []);
+    const { workloads, imageBytes, rounds, seconds } = settings;
+    const verdicts = judge(
+      results,
+      workloads.map(({ name }) => name),
+    );
+    const durationSeconds = Math.round((Date.now() - started.getTime()) / 1000);
+    const json = resultsToJson(
+      {
+        startedAt: started.toISOString(),
+        durationSeconds,
+        machine,
+        options: {
+          quick: options.quick,
+          only: options.only?.source ?? null,
+          workloads: options.workloads?.source ?? null,
+          rounds,
+          seconds,
+        },
+        imageBytes,
+        regionBytes: Image.regionBytes(imageBytes),
+      },
+      results,
+      workloads,
+      verdicts,
+    );
+    const { dmfuse, kernel, cpuCount, cpu, node } = machine;
+    const heading =
+      `dmfuse ${dmfuse}, Linux ${kernel}, ${cpuCount} x ${cpu}, Node ${node}: ` +
+      `${rounds} ${rounds === 1 ? 'round' : 'rounds'} of ${seconds} s, ` +
+      `image of ${imageBytes / MIB} MiB, ${durationSeconds} s in all\n`;
+    return { report: `${heading}\n${formatReport(results, workloads, verdicts)}`, json };
+  } finally {
+    progress('');
+    await lab.close();
+  }
+}
+
+function busyNote(load: number): string {
+  return `The machine was at work when the run began (load ${load.toFixed(1)}): do not trust the figures.`;
+}
+
+async function settle(options: Options): Promise<Settings> {
+  const { quick, only, workloads } = options;
+  // Before minutes of measuring: whether the results can be written.
+  const json = resolve(options.json);
+  accessSync(existsSync(json) ? json : dirname(json), constants.W_OK);
+  const seconds = options.seconds ?? 0.15;
+  const imageBytes = (options.size ?? (quick ? 256 : 1024)) * MIB;
+  return {
+    folder: await folderOnDisk(options.dir, imageBytes),
+    imageBytes,
+    rounds: options.rounds ?? (quick ? 2 : 3),
+    seconds,
+    // Each waits for the disk several times: a few hundred of them should be counted.
+    firstTouchSeconds: 4 * seconds,
+    firstTouchJobs: quick ? [1, 8] : [1, 4, 8],
+    // A name that is asked for is not left out.
+    subjects: SUBJECTS.filter(({ name, judged }) => (only ? only.test(name) : judged || !quick)),
+    workloads: WORKLOADS.filter(({ name, inQuick }) =>
+      workloads ? workloads.test(name) : inQuick || !quick,
+    ),
+    withFirstTouch: (only?.test('bow-1') ?? true) && (workloads?.test('first-touch') ?? true),
+    withMemory: (only?.test('bow-0') ?? true) && (workloads?.test('memory') ?? true),
+  };
+}
+
+async function folderOnDisk(asked: string | undefined, imageBytes: number): Promise<string> {
+  const candidates = asked !== undefined ? [asked] : [process.env.TMPDIR || '/var/tmp', '/var/tmp'];
+  for (const candidate of candidates) {
+    const folder = resolve(candidate);
+    accessSync(folder, constants.W_OK);
+    const memory = await memoryFileSystem(folder);
+    if (memory !== undefined && candidate !== candidates.at(-1)) continue;
+    if (memory !== undefined) {
+      throw new Error(`${folder} is on ${memory}, in memory: name a folder on a disk with --dir`);
+    }
+    // The image, overlays of it, and room.
+    const { bavail, bsize } = await statfs(folder);
+    if (bavail * bsize >= 4 * imageBytes) return folder;
+    throw new Error(`${folder}: ${(4 * imageBytes) / MIB} MiB free are needed; --dir and --size change that`);
+  }
+  throw new Error('no folder for the image');
+}
+
+async function measure(
+  lab: Lab,
+  settings: Settings,
+  progress: (line: string) => void,
+  extraNotes: readonly string[],
+): Promise<Results> {
+  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory } = settings;
+  const findings = new Findings();
+  const missing: { subject: string; reason: string }[] = [];
+  const subjects: Subject[] = [];
+  for (const subject of workloads.length > 0 ? settings.subjects : []) {
+    const reason = await subject.missing(lab);
+    if (reason === undefined) subjects.push(subject);
+    else missing.push({ subject: subject.name, reason });
+  }
+  for (const note of [...NOTES, ...extraNotes]) findings.notes.add(note);
+  let memory: MemoryResult | undefined;
+  if (withMemory) {
+    progress('memory of a large device');
+    memory = await findings.attempt('memory', 1, () => measureMemory(lab));
+  }
+  let firstTouch: FirstTouchSample[] = [];
+  if (subjects.some(({ name }) => name === 'file')) findings.notes.add(CONTROL_NOTE);
+  const withSubjects = subjects.length > 0 && workloads.length > 0;
+  if (!withSubjects && !withFirstTouch && !withMemory) throw new Error('there is nothing of that to measure');
+  if (withSubjects || withFirstTouch) {
+    progress('making the image');
+    const image = await Image.create(lab, imageBytes);
+    if (withSubjects) {
+      await measureSubjects(lab, image, { subjects, workloads, rounds, seconds, progress }, findings);
+    }
+    if (withFirstTouch) {
+      const { firstTouchJobs: jobs, firstTouchSeconds } = settings;
+      const plan = { jobs, rounds, seconds: firstTouchSeconds, progress };
+      const found = await findings.attempt('first touches', 1, () =>
+        measureFirstTouch(lab, image, plan, findings),
+      );
+      firstTouch = found ?? [];
+    }
+  }
+  const { samples, failures } = findings;
+  return { missing, samples, firstTouch, memory, failures, notes: [...findings.notes] };
+}

@@ -1,0 +1,162 @@
+/** dmfuse itself, through its own command line and control files. */
+import { readFileSync } from 'node:fs';
+import { mkdir, open, readFile, rmdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { findMount } from '../../../mount/cli/find-mount.js';
+import { quoteWord } from '../../../src/table.js';
+import { SECTOR_BYTES } from '../../../src/units.js';
+import { type Image, overwrite } from '../image.js';
+import { type Lab, waitUntil } from '../lab.js';
+import { unmount } from '../loop-device.js';
+import type { Served, Subject } from '../subject.js';
+
+const COMMAND = fileURLToPath(new URL('../../../mount/cli/main.js', import.meta.url));
+const UNMOUNT_LIMIT_SECONDS = 120;
+const PROBE_BYTES = 4096;
+
+/** One mount and its daemon, used through its files as a shell would. */
+export class DmfuseMount {
+  private constructor(
+    readonly folder: string,
+    readonly daemonPid: number,
+  ) {}
+
+  /** An empty mount; it goes with the scope. */
+  static async start(lab: Lab): Promise<DmfuseMount> {
+    const folder = lab.newFolder('dmfuse');
+    let daemonPid = 0;
+    lab.defer(async () => {
+      if (!findMount(folder)) return;
+      await unmount(lab, folder);
+      await waitUntil('dmfuse: end of the daemon', () => !isAlive(daemonPid), {
+        limitSeconds: UNMOUNT_LIMIT_SECONDS,
+      }).catch((error) => {
+        process.kill(daemonPid, 'SIGKILL');
+        throw error;
+      });
+    });
+    await lab.run(process.execPath, [COMMAND, 'mount', folder]);
+    daemonPid = Number(/^pid (\d+)$/m.exec(await readFile(join(folder, '.dmfuse'), 'utf8'))![1]);
+    return new DmfuseMount(folder, daemonPid);
+  }
+
+  /** Throws what `status` says when the table is refused. */
+  async create(name: string, table: string): Promise<void> {
+    await mkdir(join(this.folder, name));
+    await writeControl(this.path(name, 'table'), table).catch(async (error) => {
+      throw new Error(`${table}: ${await readFile(this.path(name, 'status'), 'utf8').catch(() => error)}`);
+    });
+  }
+
+  /** Waits for the last close, which the kernel may send a moment after the fact. */
+  async remove(name: string): Promise<void> {
+    await waitUntil(`rmdir ${name}`, () =>
+      rmdir(join(this.folder, name)).then(
+        () => true,
+        (error) => {
+          if (error.code === 'EBUSY') return false;
+          throw error;
+        },
+      ),
+    );
+  }
+
+  path(target: string, file: string): string {
+    return join(this.folder, target, file);
+  }
+
+  /** Tells a bow target that all from `firstByte` on is free, and takes the checkpoint. */
+  async checkpoint(name: string, firstByte: number, sizeBytes: number): Promise<void> {
+    const count = (sizeBytes - firstByte) / SECTOR_BYTES;
+    await writeControl(this.path(name, 'discard'), `${firstByte / SECTOR_BYTES} ${count}`);
+    await this.changeState(name, 1);
+  }
+
+  async changeState(name: string, state: 1 | 2): Promise<void> {
+    await writeControl(this.path(name, 'state'), String(state));
+  }
+
+  /** True when the kernel does the I/O of a new open itself: then the lanes count nothing. */
+  async passesThrough(name: string): Promise<boolean> {
+    const before = await readFile(this.path(name, 'stats'), 'utf8');
+    const device = await open(this.path(name, 'device'), 'r');
+    await device.read(Buffer.alloc(PROBE_BYTES), 0, PROBE_BYTES, 0).finally(() => device.close());
+    return before === (await readFile(this.path(name, 'stats'), 'utf8'));
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    // A zombie waits for its parent, not we for it.
+    return pid > 0 && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
+  } catch {
+    return false;
+  }
+}
+
+async function writeControl(path: string, line: string): Promise<void> {
+  await writeFile(path, `${line}\n`, { flag: 'r+' });
+}
+
+/** `prepare` gets a mount with the target `device` and returns when it is in its state. */
+function dmfuse(
+  name: string,
+  description: string,
+  table: (path: string) => string,
+  {
+    prepare = async () => {},
+    passthrough = false,
+    judged = true,
+  }: {
+    prepare?: (mount: DmfuseMount, image: Image) => Promise<void>;
+    passthrough?: boolean;
+    judged?: boolean;
+  } = {},
+): Subject {
+  return {
+    name,
+    description,
+    judged,
+    missing: async () => undefined,
+    async start(lab, image): Promise<Served> {
+      const mount = await DmfuseMount.start(lab);
+      await mount.create('device', table(quoteWord(image.path)));
+      await prepare(mount, image);
+      const path = mount.path('device', 'device');
+      if (!passthrough) return { path, cache: 'server' };
+      if (await mount.passesThrough('device')) return { path, cache: 'own' };
+      return { path, cache: 'server', note: 'no FUSE passthrough here (Linux 6.9): served by the lanes' };
+    },
+  };
+}
+
+async function steadyState1(mount: DmfuseMount, image: Image): Promise<void> {
+  await mount.checkpoint('device', image.regionBytes, image.sizeBytes);
+  await overwrite(mount.path('device', 'device'), image.regionBytes);
+  const ranges = await readFile(mount.path('device', 'ranges'), 'utf8');
+  const first = /^Unchanged: (\d+)$/m.exec(ranges)?.[1];
+  if (first !== undefined && Number(first) * SECTOR_BYTES < image.regionBytes) {
+    throw new Error(`bow: sector ${first} was written and is still unchanged`);
+  }
+}
+
+async function committed(mount: DmfuseMount, image: Image): Promise<void> {
+  await mount.checkpoint('device', image.regionBytes, image.sizeBytes);
+  await mount.changeState('device', 2);
+}
+
+export const dmfuseSubjects: readonly Subject[] = [
+  dmfuse('linear-passthrough', 'linear, I/O passed through by the kernel', (path) => `linear ${path} 0`, {
+    passthrough: true,
+  }),
+  dmfuse('linear-lanes', 'linear, I/O served by the lanes', (path) => `linear ${path} 0 1 no_passthrough`),
+  dmfuse('bow-0', 'bow before the checkpoint', (path) => `bow ${path}`, { judged: false }),
+  dmfuse('bow-1', 'bow after the checkpoint, every block changed already', (path) => `bow ${path}`, {
+    prepare: steadyState1,
+  }),
+  dmfuse('bow-2', 'bow committed, opened anew', (path) => `bow ${path}`, {
+    prepare: committed,
+    passthrough: true,
+  }),
+];

@@ -1,0 +1,25 @@
+/** All subjects, in the order of the table. */
+import type { Subject } from '../subject.js';
+import { dmfuseSubjects } from './dmfuse.js';
+import { fuseNative } from './fuse-native.js';
+import { nbdfuse, nbdfuseCow } from './nbdfuse.js';
+import { qemuQcow2, qemuRaw } from './qemu.js';
+
+/** The control: what a ratio of two equal things looks like on this machine. */
+const file: Subject = {
+  name: 'file',
+  description: 'the image itself; as a loop device: a second kernel loop, which shows the noise',
+  judged: false,
+  missing: async () => undefined,
+  start: async (_lab, image) => ({ path: image.path, cache: 'own' }),
+};
+
+export const SUBJECTS: readonly Subject[] = [
+  file,
+  ...dmfuseSubjects,
+  fuseNative,
+  qemuRaw,
+  qemuQcow2,
+  nbdfuse,
+  nbdfuseCow,
+];

@@ -1,0 +1,119 @@
+/** The bars that dmfuse is held to, and whether it passes them. */
+import {
+  firstTouchRatio,
+  PLACEMENTS,
+  type Placement,
+  type Results,
+  ratioToPeer,
+  ratioToReference,
+} from './results.js';
+import type { Summary } from './statistics.js';
+
+/** A figure that must be `atLeast` or `below` its bar. `summary` is undefined where it was not measured. */
+export interface VerdictFigure {
+  readonly name: string;
+  readonly bar: number;
+  readonly rule: 'atLeast' | 'below';
+  readonly summary: Summary | undefined;
+}
+
+export type Word = 'PASS' | 'SHORT' | 'UNKNOWN';
+
+export interface Verdict {
+  readonly title: string;
+  /** SHORT when one figure is, else UNKNOWN when one is missing. */
+  readonly word: Word;
+  readonly figures: readonly VerdictFigure[];
+}
+
+const PASSTHROUGH_BAR = 0.95;
+const PASSTHROUGH_SUBJECTS = ['linear-passthrough', 'bow-2'];
+const LANES_SUBJECTS = ['linear-lanes', 'bow-1'];
+const PEER = 'qemu-raw';
+/** Of the peer's figure. */
+const PEER_BARS: Readonly<Record<string, number>> = {
+  'randread-4': 2,
+  'randwrite-4': 2,
+  read: 2,
+  write: 1,
+  'cold-8': 1.1,
+};
+export const FIRST_TOUCH_MANY_JOBS = 8;
+const FIRST_TOUCH_BAR = 3;
+const MEMORY_BAR_MIB = 200;
+const MIB = 1 << 20;
+
+/** All bars. `workloads`: the names of those that were to be measured. */
+export function judge(results: Results, workloads: readonly string[]): Verdict[] {
+  const { samples } = results;
+  const compare = (
+    title: string,
+    names: readonly string[],
+    barOf: (workload: string) => number,
+    ratio: (workload: string) => Summary | undefined,
+  ) =>
+    verdict(
+      title,
+      names.map((name) => figure(name, barOf(name), ratio(name))),
+    );
+
+  const toKernel = everywhere(PASSTHROUGH_SUBJECTS, (subject, placement) =>
+    compare(
+      `${subject}, ${placement}: times the kernel's loop device`,
+      workloads,
+      () => PASSTHROUGH_BAR,
+      (workload) => ratioToReference(samples, { subject, placement, workload }),
+    ),
+  );
+  const toPeer = everywhere(LANES_SUBJECTS, (subject, placement) =>
+    compare(
+      `${subject}, ${placement}: times ${PEER}, ${placement}`,
+      Object.keys(PEER_BARS),
+      (workload) => PEER_BARS[workload]!,
+      (workload) => ratioToPeer(samples, { subject, placement, workload }, PEER),
+    ),
+  );
+  const firstTouch = PLACEMENTS.map((placement) => {
+    const ratio = firstTouchRatio(results.firstTouch, placement, FIRST_TOUCH_MANY_JOBS);
+    return verdict(`bow-1, ${placement}: first touches by ${FIRST_TOUCH_MANY_JOBS} jobs, times those by 1`, [
+      figure('randwrite', FIRST_TOUCH_BAR, ratio),
+    ]);
+  });
+  return [...toKernel, ...toPeer, ...firstTouch, judgeMemory(results)];
+}
+
+function judgeMemory({ memory }: Results): Verdict {
+  const mib = memory && memory.residentBytes / MIB;
+  return verdict("bow-0: MiB of the daemon's memory for a 1 TiB device in 100,000 ranges", [
+    {
+      name: 'VmRSS',
+      bar: MEMORY_BAR_MIB,
+      rule: 'below',
+      summary: mib === undefined ? undefined : { median: mib, min: mib, max: mib },
+    },
+  ]);
+}
+
+function everywhere(
+  subjects: readonly string[],
+  make: (subject: string, placement: Placement) => Verdict,
+): Verdict[] {
+  return subjects.flatMap((subject) => PLACEMENTS.map((placement) => make(subject, placement)));
+}
+
+function figure(name: string, bar: number, summary: Summary | undefined): VerdictFigure {
+  return { name, bar, rule: 'atLeast', summary };
+}
+
+export function verdict(title: string, figures: readonly VerdictFigure[]): Verdict {
+  const words = figures.map(wordOf);
+  const word = (['SHORT', 'UNKNOWN'] as const).find((w) => words.includes(w));
+  return { title, word: word ?? (figures.length > 0 ? 'PASS' : 'UNKNOWN'), figures };
+}
+
+/** By the median. */
+export function wordOf({ bar, rule, summary }: VerdictFigure): Word {
+  if (!summary) return 'UNKNOWN';
+  const passes = rule === 'atLeast' ? summary.median >= bar : summary.median < bar;
+  return passes ? 'PASS' : 'SHORT';
+}
