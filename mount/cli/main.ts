@@ -7,7 +7,7 @@ import { EXIT_FAILED } from './output.js';
 
 const EXIT_USAGE = 64;
 
-const LANES_DEFAULT = 4;
+const LANES_DEFAULT = 8;
 const LANES_MAX = 64;
 
 function program(): Command {

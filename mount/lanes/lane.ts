@@ -18,16 +18,19 @@ import {
   Request,
 } from '../fuse/wire.js';
 import { openTarget } from '../open-target.js';
+import { Crew } from './crew.js';
 import { type ServedDevice, serveDevice } from './device-requests.js';
 import { type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
 import { markIoFlusher } from './reclaim.js';
 import { LaneStats } from './stats.js';
 
-const { fuseFd, lane, control, port, debug } = workerData as LaneData;
+const { fuseFd, lane, control, crew: crewWords, regulars, port, debug } = workerData as LaneData;
 const controlWords = new Int32Array(control);
 const devicesByNode = new Map<number, ServedDevice>();
 const devicesById = new Map<number, ServedDevice>();
 let registryVersion = 0;
+
+const crew = new Crew(new Int32Array(crewWords), lane, regulars);
 
 // All of the data path's memory, before the first request.
 const request = new Request(new Uint8Array(REQUEST_BUFFER_BYTES));
@@ -36,7 +39,8 @@ const replyView = new DataView(reply.buffer);
 const replyBody = reply.subarray(OUT_HEADER_BYTES);
 
 markIoFlusher();
-while (readRequest()) serve();
+for (crew.rest(); readRequest(); crew.rest()) serve();
+crew.leave();
 
 /** False when the mount is gone. */
 function readRequest(): boolean {
@@ -73,7 +77,10 @@ function serve(): void {
 
 function serveData(device: ServedDevice, operation: Operation): void {
   let bytes: number;
+  crew.begin();
   try {
+    // A flush waits for the disk, whatever came before.
+    if (request.opcode === Opcode.FSYNC) crew.call();
     bytes = serveDevice(device, request, replyBody);
   } catch (error) {
     device.stats.add('errors', 1);
@@ -81,6 +88,8 @@ function serveData(device: ServedDevice, operation: Operation): void {
     if (errno === errnoOf({ code: 'EIO' })) raiseFailure(device, operation, error);
     answer(errno, 0);
     return;
+  } finally {
+    crew.end();
   }
   answer(0, bytes);
 }

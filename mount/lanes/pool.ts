@@ -1,5 +1,7 @@
 /** The lanes as the main thread sees them: started, told of devices, heard, and missed when they end. */
+import { availableParallelism } from 'node:os';
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
+import { Crew } from './crew.js';
 import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
 
 /** A lane makes little garbage and at once lets go of it: more room would only be touched, and kept. */
@@ -24,7 +26,8 @@ export class LanePool {
   private running = 0;
 
   constructor(options: LanePoolOptions) {
-    for (let lane = 0; lane < options.lanes; lane++) this.start(lane, options);
+    const crew = new SharedArrayBuffer(Crew.words(options.lanes) * Int32Array.BYTES_PER_ELEMENT);
+    for (let lane = 0; lane < options.lanes; lane++) this.start(lane, crew, options);
   }
 
   /** Tells every lane; when this returns, none serves another request before it has heard. */
@@ -34,12 +37,14 @@ export class LanePool {
     Atomics.add(this.control, REGISTRY_VERSION, 1);
   }
 
-  private start(lane: number, options: LanePoolOptions): void {
+  private start(lane: number, crew: SharedArrayBuffer, options: LanePoolOptions): void {
     const { port1, port2 } = new MessageChannel();
     const workerData: LaneData = {
       fuseFd: options.fuseFd,
       lane,
       control: this.control.buffer as SharedArrayBuffer,
+      crew,
+      regulars: Math.max(1, Math.min(options.lanes, availableParallelism() >> 1)),
       port: port2,
       debug: options.debug,
     };

@@ -37,6 +37,10 @@ export interface LaneData {
   /** From 0 on; also the lane's row in every target's statistics. */
   readonly lane: number;
   readonly control: SharedArrayBuffer;
+  /** Words of the Crew. */
+  readonly crew: SharedArrayBuffer;
+  /** Lanes that never rest. */
+  readonly regulars: number;
   readonly port: MessagePort;
   readonly debug: boolean;
 }

@@ -96,17 +96,39 @@ describe('dmfuse mount', () => {
     expect(lab.daemons()).toEqual([pid]);
   });
 
-  mountTest('--lanes: that many threads serve', async (lab) => {
-    for (const lanes of [1, 64]) {
-      const mount = await lab.mount({ args: ['--lanes', String(lanes)] });
-      await mount.create('x', `linear ${await image(lab)} 0 1 no_passthrough`);
-      await lab.sh(`cmp disk.img ${mount.path('x/device')}`);
-      // Who waits in read(2) of /dev/fuse.
-      const waiting = () => lab.sh(`cat /proc/${mount.pid}/task/*/wchan | grep -o fuse_dev_do_read | wc -l`);
-      await until(async () => Number(await waiting()) === lanes, `${lanes} lanes to wait`);
-      await mount.umount();
-    }
-  });
+  mountTest(
+    '--lanes: that many threads serve; crew-P1: spare ones too, when others are held up',
+    async (lab) => {
+      for (const lanes of [1, 9]) {
+        const below = await lab.mount({ name: 'below' });
+        await below.create('slow', `linear ${await image(lab)} 0 1 no_passthrough`);
+        const mount = await lab.mount({ args: ['--lanes', String(lanes)] });
+        await mount.create('slow', `linear ${below.path('slow/device')} 0 1 no_passthrough`);
+        await mount.create('x', `linear ${await image(lab, 'other.img')} 0 1 no_passthrough`);
+        process.kill(below.pid, 'SIGSTOP');
+        lab.onClose(async () => void process.kill(below.pid, 'SIGCONT'));
+        const readers = Array.from({ length: lanes - 1 }, (_, i) =>
+          lab.start('dd', [
+            `if=${mount.path('slow/device')}`,
+            'of=/dev/null',
+            'bs=4k',
+            `skip=${i}`,
+            'count=1',
+          ]),
+        );
+        // Each holds a lane, but one is left.
+        const stuck = () =>
+          lab.sh(`cat /proc/${mount.pid}/task/*/wchan | { grep -o request_wait_answer || true; } | wc -l`);
+        await until(async () => Number(await stuck()) === lanes - 1, `${lanes - 1} lanes to be held up`);
+        await lab.sh(`cmp other.img ${mount.path('x/device')}; cat ${mount.path('slow/status')}`);
+        expect(readers.every(({ isRunning }) => isRunning)).toBe(true);
+        process.kill(below.pid, 'SIGCONT');
+        for (const reader of readers) expect(await reader.ended).toMatchObject({ code: 0 });
+        await mount.umount();
+        await below.umount();
+      }
+    },
+  );
 
   mountTest('-f stays in the foreground until it is unmounted', async (lab) => {
     const point = lab.makeFolder('mnt');

@@ -13,6 +13,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { MainRequests } from '../../mount/fuse/main-requests.js';
 import { Opcode } from '../../mount/fuse/opcodes.js';
 import { IN_HEADER_BYTES, OUT_HEADER_BYTES, putU64 } from '../../mount/fuse/wire.js';
+import { Crew } from '../../mount/lanes/crew.js';
 import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION } from '../../mount/lanes/protocol.js';
 import { Registry } from '../../mount/registry.js';
 import { Passthrough } from '../../mount/tree/passthrough.js';
@@ -62,7 +63,8 @@ beforeAll(async () => {
   const tree = new Tree({ registry, passthrough, uid: 0, gid: 0, allowOther: false, version: '0' });
   const requests = new MainRequests(fuseFd, tree);
 
-  const workerData: LaneData = { fuseFd, lane: 0, control, port: port2, debug: false };
+  const crew = new SharedArrayBuffer(Crew.words(1) * 4);
+  const workerData: LaneData = { fuseFd, lane: 0, control, crew, regulars: 1, port: port2, debug: false };
   worker = new Worker(join(DIST, 'mount/lanes/lane.js'), { workerData, transferList: [port2] });
   worker.on('error', (error) => thrown.push(error));
   worker.on('message', (message: FromLane) => {
