@@ -9,7 +9,7 @@ import { Interrupted, type Lab } from './lab.js';
 import { attachLoop } from './loop-device.js';
 import type { Failure, Placement, Sample } from './results.js';
 import type { Served, Subject } from './subject.js';
-import { inOrderOfMeasurement, type Workload } from './workloads.js';
+import { inOrderOfMeasurement, random, type Workload } from './workloads.js';
 
 export interface Plan {
   readonly subjects: readonly Subject[];
@@ -47,6 +47,10 @@ interface Spot {
 
 /** Seconds that are not measured, before `seconds` that are. Small: fio rounds the sum up to tenths. */
 const rampSeconds = (seconds: number) => seconds / 5;
+
+/** Not measured: what a server that has just started still compiles, maps and caches would else be measured with it. */
+const WARM_UPS = [random('randread', 4), random('randwrite', 4)];
+const WARM_UP_SECONDS = 0.3;
 
 /** All rounds of all subjects; none of them missing. */
 export async function measureSubjects(
@@ -121,8 +125,16 @@ class Session {
     await this.image.settle();
     await this.image.warm(this.image.regionBytes);
     const sections = warm.flatMap((workload) => this.spots.map((spot) => this.section(workload, spot)));
-    const results = await runFio(this.lab, sections);
+    const results = await runFio(this.lab, [...this.warmUps(), ...sections]);
     for (const workload of warm) this.keep(workload, results);
+  }
+
+  private warmUps(): Section[] {
+    return WARM_UPS.map((workload) => ({
+      ...this.section(workload, this.spots[0]!),
+      name: `warm-up.${workload.name}`,
+      seconds: WARM_UP_SECONDS,
+    }));
   }
 
   private async measureCold(workload: Workload): Promise<void> {

@@ -114,7 +114,7 @@ async function settle(options: Options): Promise<Settings> {
   // Before minutes of measuring: whether the results can be written.
   const json = resolve(options.json);
   accessSync(existsSync(json) ? json : dirname(json), constants.W_OK);
-  const seconds = options.seconds ?? 0.15;
+  const seconds = options.seconds ?? (quick ? 0.08 : 0.15);
   const imageBytes = (options.size ?? (quick ? 256 : 1024)) * MIB;
   return {
     folder: await folderOnDisk(options.dir, imageBytes),
@@ -122,7 +122,7 @@ async function settle(options: Options): Promise<Settings> {
     rounds: options.rounds ?? (quick ? 2 : 3),
     seconds,
     // Each waits for the disk several times: a few hundred of them should be counted.
-    firstTouchSeconds: 4 * seconds,
+    firstTouchSeconds: 4 * Math.max(seconds, 0.15),
     firstTouchJobs: quick ? [1, 8] : [1, 4, 8],
     // A name that is asked for is not left out.
     subjects: SUBJECTS.filter(({ name, judged }) => (only ? only.test(name) : judged || !quick)),
