@@ -31,7 +31,7 @@ export class Backings {
   /** `mountDevice`: st_dev of the mount, to know its own files by. */
   constructor(
     private readonly mountPoint: string,
-    private readonly mountDevice: () => number,
+    private readonly mountDevice: () => Promise<number>,
     private readonly targetByName: (name: string) => Promise<NamedTarget | undefined>,
   ) {}
 
@@ -73,7 +73,7 @@ export class Backings {
       throw new DmError('EINVAL', `${path}: a device is an absolute path or @NAME`);
     }
     const found = await statBacking(path);
-    if (found.dev === this.mountDevice()) throw selfAccess(path);
+    if (found.dev === (await this.mountDevice())) throw selfAccess(path);
     await this.refuseOwnLoop(path, found.isBlockDevice() ? found.rdev : found.dev);
     this.refuseConflict(path, inodeKey(found), access);
     const file = await openBackingFile(path, found, access);
@@ -91,6 +91,7 @@ export class Backings {
    * file system on it.
    */
   private async refuseOwnLoop(path: string, device: number): Promise<void> {
+    const mountDevice = await this.mountDevice();
     const major = (device >>> 8) & 0xfff;
     const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
     const pending = [`/sys/dev/block/${major}:${minor}`];
@@ -100,8 +101,7 @@ export class Backings {
         const file = (await readFile(`${folder}/loop/backing_file`, 'utf8').catch(() => '')).trimEnd();
         // By its device too: the mount may have other names (bind mounts).
         const fileDevice = file && (await stat(file).catch(() => undefined))?.dev;
-        if (file.startsWith(`${this.mountPoint}/`) || fileDevice === this.mountDevice())
-          throw selfAccess(path);
+        if (file.startsWith(`${this.mountPoint}/`) || fileDevice === mountDevice) throw selfAccess(path);
       }
       const slaves = await readdir(`${at}/slaves`).catch(() => []);
       pending.push(...slaves.map((name) => `/sys/class/block/${name}`));

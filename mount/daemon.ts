@@ -4,7 +4,6 @@
  * It ends when the mount is gone, whoever took it away: `dmfuse umount`, umount(8), fusermount3 -u, or a signal. Then
  * every target is flushed and the process exits.
  */
-import { statSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { messageOf } from '../src/errors.js';
 import { libcFunction } from '../src/libc.js';
@@ -32,19 +31,23 @@ export interface DaemonOptions {
 /** Mounts, creates what was asked for, and serves. Resolves when the mount answers; `ended` with the exit code. */
 export async function startDaemon(options: DaemonOptions): Promise<{ ended: Promise<number> }> {
   const { mountPoint, log } = options;
-  const uncovered = statSync(mountPoint).dev;
   const connection = await connect(mountPoint, options);
   markIoFlusher();
   lowerOomScore();
 
-  let mountDevice = uncovered;
+  // Async: this thread answers the request that it makes here, once the lanes run.
+  let mountStat: Promise<{ dev: number }> | undefined;
+  const mountDevice = async () => {
+    mountStat ??= stat(mountPoint);
+    return (await mountStat).dev;
+  };
   let end: (code: number) => void;
   const ended = new Promise<number>((resolve) => {
     end = resolve;
   });
   const registry = new Registry({
     mountPoint,
-    mountDevice: () => mountDevice,
+    mountDevice,
     lanes: options.lanes,
     deviceNode,
     announce: (message) => pool.announce(message),
@@ -93,8 +96,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     flush();
   });
 
-  // Async: this thread answers the request that it makes here.
-  mountDevice = (await stat(mountPoint)).dev;
+  // It answers.
+  await mountDevice();
   try {
     for (const { name, table } of options.create) await registry.load(registry.add(name), table);
   } catch (error) {

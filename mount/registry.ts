@@ -38,7 +38,7 @@ export interface Slot {
 
 export interface RegistryOptions {
   readonly mountPoint: string;
-  readonly mountDevice: () => number;
+  readonly mountDevice: () => Promise<number>;
   readonly lanes: number;
   /** Node id of the `device` file of slot `id`. */
   readonly deviceNode: (id: number) => number;

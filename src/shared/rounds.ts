@@ -11,7 +11,8 @@
  *           EMPTY → FILLING → WAITING or QUIET_WAITING → DONE or LEAD → EMPTY
  *
  * The mutex is handed on, not let go, while anybody waits: the next leader is woken first, so that its round begins
- * before those who were served take the processors.
+ * before those who were served take the processors. A leader that is one of several lingers for the others, who are likely
+ * to be back at once: without that, half of them wait while the other half is served, and rounds are half full.
  *
  *   rounds-I1  A ticket is WAITING only with its span written, and then only the holder of the mutex changes it.
  *   rounds-I2  Only the holder of the mutex reads spans. It makes a ticket DONE after the work, and LEAD to pass the
@@ -136,25 +137,26 @@ export class Rounds {
   /** A round for all that wait. Returns the words of the others that were served; they are yet to be told. */
   private lead(span: Span, work: (spans: readonly Span[]) => void): number[] {
     this.linger();
-    const { others, spans } = this.gather(span);
     const began = performance.now();
-    if (others.length > 0) {
-      try {
-        work(spans);
-        this.words[EXPECTED] = this.waiting() + 1;
-        this.spans[LAST_ROUND] = performance.now() - began;
-        return others;
-      } catch {
-        // Each by itself finds out whose fault it was: we now, the others when they lead.
+    const { others, spans } = this.gather(span);
+    try {
+      if (others.length > 0) {
+        try {
+          work(spans);
+          return others;
+        } catch {
+          // Each by itself finds out whose fault it was: we now, the others when they lead.
+        }
       }
+      work([span]);
+      return [];
+    } finally {
+      this.words[EXPECTED] = this.waiting() + 1;
+      this.spans[LAST_ROUND] = performance.now() - began;
     }
-    work([span]);
-    this.words[EXPECTED] = this.waiting() + 1;
-    this.spans[LAST_ROUND] = performance.now() - began;
-    return [];
   }
 
-  /** Those of the last round are likely to be back at once: waits for as many, at most half as long as it took. */
+  /** Waits for as many as took part in the last round or came while it ran, at most half as long as it took. */
   private linger(): void {
     const { words } = this;
     const expected = words[EXPECTED]!;
@@ -168,6 +170,7 @@ export class Rounds {
     }
   }
 
+  /** How many wait for a round; while one runs, those it serves among them. */
   private waiting(): number {
     let count = 0;
     for (let word = FIRST_TICKET; word < FIRST_TICKET + TICKETS; word++) {

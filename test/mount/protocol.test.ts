@@ -51,7 +51,7 @@ beforeAll(async () => {
   const { port1, port2 } = new MessageChannel();
   const registry = new Registry({
     mountPoint: '/nowhere',
-    mountDevice: () => -1,
+    mountDevice: async () => -1,
     lanes: 1,
     deviceNode,
     announce: (message) => {

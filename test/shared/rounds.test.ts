@@ -5,7 +5,7 @@ import { pause, Threads, until } from '../threads.js';
 
 /** The structure's own words, as src/shared/rounds.ts numbers them: the tests watch who waits. */
 const MUTEX = 0;
-const FIRST_TICKET = 2;
+const FIRST_TICKET = 4;
 const WAITING = 2;
 
 /** Words after the structure's. */
