@@ -9,7 +9,7 @@
  */
 
 /** Milliseconds. A request of 1 MiB is slow in any case: copying it on two processors at a time pays. */
-const SLOW_MS = 0.2;
+const SLOW_MS = 0.1;
 /** A request may be slow because its thread had no processor: only some in a row mean something. */
 const SLOW_WEIGHT = 8;
 const CALL_AT = 2 * SLOW_WEIGHT;

@@ -41,7 +41,7 @@ function program(): Command {
     )
     .option(
       '--seconds <S>',
-      'of one measurement (default: 0.15, with --quick 0.08; those of first touches are four times as long)',
+      'of one measurement (default: 0.15, with --quick 0.08; cold reads take three times as long, first touches four times)',
       toSeconds,
     )
     .addHelpText('after', () => `\nSubjects:\n${names(SUBJECTS)}\nWorkloads:\n${names(WORKLOADS)}`)
