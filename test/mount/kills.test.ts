@@ -62,7 +62,6 @@ const met = {
   livesWithBackups: 0,
   livesWithOverflow: 0,
   restoresKilled: 0,
-  restoresKilledHalfWay: 0,
 };
 /** By chance one may be missing: the moment decides. */
 const outcomes = {
@@ -71,6 +70,7 @@ const outcomes = {
   to2Log: 0,
   to2NoLog: 0,
   livesWithNoSpace: 0,
+  restoresKilledHalfWay: 0,
   entries: 0,
   comparedBytes: 0,
   writes: 0,
@@ -461,7 +461,7 @@ class Life {
       const { signal } = await restore.ended;
       if (signal !== 'SIGKILL') return;
       met.restoresKilled++;
-      if (magicOf(image) === 'WOB') met.restoresKilledHalfWay++;
+      if (magicOf(image) === 'WOB') outcomes.restoresKilledHalfWay++;
       const { code, stdout } = await lab.dmfuse('bow', 'check', image);
       if (code === 3) return;
       expect({ code, stdout }).toMatchObject({ code: 0, stdout: expect.stringMatching(/^sound: /) });

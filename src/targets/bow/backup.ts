@@ -67,12 +67,7 @@ export function backUp(state: BowState, spans: readonly Span[]): void {
   });
   for (const [index, batch] of batches.entries()) {
     try {
-      const moves = batch.pieces.some(({ type }) => type === T.SECTOR0_CURRENT);
-      if (moves) state.exclusively(() => settle(state, batch, writeBatch(state, batch)));
-      else {
-        const sector0Block = writeBatch(state, batch);
-        state.exclusively(() => settle(state, batch, sector0Block));
-      }
+      commitBatch(state, batch);
     } catch (error) {
       state.exclusively(() => giveBack(state, spans, batches.slice(index)));
       throw error;
@@ -207,6 +202,16 @@ class FreeSpace {
     this.cursor = dest + count;
     return { dest, count };
   }
+}
+
+function commitBatch(state: BowState, batch: Batch): void {
+  if (batch.pieces.some(({ type }) => type === T.SECTOR0_CURRENT)) {
+    // Writes to block 0 go there under the shared lock: none may while it moves.
+    state.exclusively(() => settle(state, batch, writeBatch(state, batch)));
+    return;
+  }
+  const sector0Block = writeBatch(state, batch);
+  state.exclusively(() => settle(state, batch, sector0Block));
 }
 
 /** Copies, and commits the log that says so. Returns where the live block 0 is afterwards. */
