@@ -126,21 +126,26 @@ class Session {
     await this.image.warm(this.image.regionBytes);
     const sections = warm.flatMap((workload) => this.spots.map((spot) => this.section(workload, spot)));
     const results = await runFio(this.lab, [
-      ...WARM_UPS.map((workload) => this.warmUp(workload)),
+      ...WARM_UPS.flatMap((workload) => this.warmUp(workload)),
       ...sections,
     ]);
     for (const workload of warm) this.keep(workload, results);
   }
 
-  private warmUp(workload: Workload): Section {
-    const section = this.section(workload, this.spots[0]!);
-    return { ...section, name: `warm-up.${workload.name}`, seconds: WARM_UP_SECONDS };
+  /** None where the kernel serves by itself. */
+  private warmUp(workload: Workload): Section[] {
+    const spot = this.spots[0]!;
+    if (!spot.direct) return [];
+    return [{ ...this.section(workload, spot), name: `warm-up.${workload.name}`, seconds: WARM_UP_SECONDS }];
   }
 
   private async measureCold(workload: Workload): Promise<void> {
     const results = new Map<string, SectionResult>();
-    await this.image.evict();
-    await runFio(this.lab, [this.warmUp(workload)]);
+    const warmUps = this.warmUp(workload);
+    if (warmUps.length > 0) {
+      await this.image.evict();
+      await runFio(this.lab, warmUps);
+    }
     for (const spot of this.spots) {
       const what = `${this.subject.name}, ${spot.placement}, ${workload.name}`;
       await this.findings.attempt(what, this.round, async () => {
