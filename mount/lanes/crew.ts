@@ -14,7 +14,7 @@ const SLOW_MS = 0.1;
 const SLOW_WEIGHT = 8;
 const CALL_AT = 2 * SLOW_WEIGHT;
 /** Quick requests after which a spare lane that was called rests. */
-const STAY = 256;
+const STAY = 64;
 /** How often lanes that rest look after the others, milliseconds. */
 const LOOK_MS = 100;
 
