@@ -16,11 +16,12 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import ts from 'typescript';
+import { afterAll, afterEach, beforeAll } from 'vitest';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const compilerOptions = { target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext };
 
-export class Threads {
+class Threads {
   private readonly folder = mkdtempSync(join(tmpdir(), 'dmfuse-threads-'));
   private readonly workers = new Set<Worker>();
 
@@ -59,6 +60,20 @@ export class Threads {
     await this.stop();
     rmSync(this.folder, { recursive: true, force: true });
   }
+}
+
+/** Threads for all tests of a file: none outlives its test. */
+export function useThreads(
+  script: string,
+  files: readonly string[] = [],
+): (workerData: unknown) => Promise<number> {
+  let threads: Threads;
+  beforeAll(() => {
+    threads = new Threads(script, files);
+  });
+  afterEach(() => threads.stop());
+  afterAll(() => threads.remove());
+  return (workerData) => threads.start(workerData);
 }
 
 /** Waits until it `holds`; fails after 20 seconds. */

@@ -31,7 +31,8 @@ function daemonPid(mountPoint: string): number | undefined {
   }
 }
 
-function isAlive(pid: number): boolean {
+/** Whether a process runs. */
+export function isAlive(pid: number): boolean {
   try {
     // A zombie has closed all its files: it waits for its parent, not we for it.
     return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));

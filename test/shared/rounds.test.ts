@@ -1,7 +1,7 @@
 /** Rounds under real threads. */
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import { Rounds } from '../../src/shared/rounds.js';
-import { pause, Threads, until } from '../threads.js';
+import { pause, until, useThreads } from '../threads.js';
 
 /** The structure's own words, as src/shared/rounds.ts numbers them: the tests watch who waits. */
 const MUTEX = 0;
@@ -94,16 +94,9 @@ for (let i = 0; i < times; i++) {
 Atomics.add(words, ${DONE}, 1);
 `;
 
-let threads: Threads;
+const startThread = useThreads(WORKER);
 let words: Int32Array;
 let doubles: SharedArrayBuffer;
-
-beforeAll(() => {
-  threads = new Threads(WORKER);
-});
-
-afterEach(() => threads.stop());
-afterAll(() => threads.remove());
 
 function fresh(): void {
   words = new Int32Array(new SharedArrayBuffer(4 * WORDS));
@@ -122,7 +115,7 @@ function start(
     span,
   }: { times?: number; limit?: number; span?: { first: number; end: number } },
 ): Promise<number> {
-  return threads.start({ buffer: words.buffer, doubles, id, times, limit, span });
+  return startThread({ buffer: words.buffer, doubles, id, times, limit, span });
 }
 
 function letGo(): void {

@@ -1,7 +1,7 @@
 /** The lock under real threads. */
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { RwLock } from '../../src/shared/rwlock.js';
-import { pause, Threads, until } from '../threads.js';
+import { pause, until, useThreads } from '../threads.js';
 
 /** The lock's own words, as src/shared/rwlock.ts numbers them: the tests watch who waits. */
 const STATE = 0;
@@ -96,16 +96,9 @@ Atomics.add(words, ${STARTED}, 1);
 tasks[task]();
 `;
 
-let threads: Threads;
+const startThread = useThreads(WORKER);
 let words: Int32Array;
 let lock: RwLock;
-
-beforeAll(() => {
-  threads = new Threads(WORKER);
-});
-
-afterEach(() => threads.stop());
-afterAll(() => threads.remove());
 
 /** A fresh lock, held by nobody. */
 function freshLock(): void {
@@ -115,7 +108,7 @@ function freshLock(): void {
 
 /** Starts a worker; the promise ends with its exit code. */
 function start(task: 'hammer' | 'shared' | 'exclusive', id: number, rounds = 1): Promise<number> {
-  return threads.start({ buffer: words.buffer, task, id, rounds });
+  return startThread({ buffer: words.buffer, task, id, rounds });
 }
 
 const word = (index: number): number => Atomics.load(words, index);

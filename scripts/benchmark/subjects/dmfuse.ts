@@ -1,9 +1,9 @@
 /** dmfuse itself, through its own command line and control files. */
-import { readFileSync } from 'node:fs';
 import { mkdir, open, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findMount } from '../../../mount/cli/find-mount.js';
+import { isAlive } from '../../../mount/cli/umount.js';
 import { quoteWord } from '../../../src/table.js';
 import { SECTOR_BYTES } from '../../../src/units.js';
 import { type Image, overwrite } from '../image.js';
@@ -83,15 +83,6 @@ export class DmfuseMount {
     const device = await open(this.path(name, 'device'), 'r');
     await device.read(Buffer.alloc(PROBE_BYTES), 0, PROBE_BYTES, 0).finally(() => device.close());
     return before === (await readFile(this.path(name, 'stats'), 'utf8'));
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    // A zombie waits for its parent, not we for it.
-    return pid > 0 && !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
-  } catch {
-    return false;
   }
 }
 

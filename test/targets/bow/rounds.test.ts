@@ -8,14 +8,14 @@
  *
  * The schedule is the machine's and is not repeated by the seed.
  */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import type { Survivors } from '../../../src/device/simulated.js';
 import { BlockType as T } from '../../../src/targets/bow/state.js';
 import { restore } from '../../../src/targets/bow/undo.js';
 import { SharedDisk, sharedDiskBuffers, traced } from '../../device/shared-disk.js';
-import { Threads } from '../../threads.js';
+import { useThreads } from '../../threads.js';
 import { contentOf, expectSameBytes } from '../harness.js';
 import { blocksOf, expectAtRest, makeBow, trimAtRandom } from './rig.js';
 
@@ -69,12 +69,7 @@ for (; done < writes; done++) {
 Atomics.add(new Int32Array(submitted), 0, submits);
 `;
 
-let threads: Threads;
-
-beforeAll(() => {
-  threads = new Threads(WORKER, ['test/device/shared-disk.ts']);
-});
-afterAll(() => threads.remove());
+const startThread = useThreads(WORKER, ['test/device/shared-disk.ts']);
 
 describe('shared-P1, shared-P2: threads that share rounds, and a power cut at every operation', () => {
   const total = { submits: 0, flushes: 0 };
@@ -111,7 +106,7 @@ async function run(blockSize: number, seed: number): Promise<{ submits: number; 
   const share = Math.floor(origin.length / THREADS);
   const codes = await Promise.all(
     Array.from({ length: THREADS }, (_, i) =>
-      threads.start({
+      startThread({
         descriptor: rig.descriptor,
         disk: buffers,
         seed: seed * 100 + i,
