@@ -68,8 +68,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     version: VERSION,
   });
   const requests = new MainRequests(connection.fd, tree);
-  const flush = (): number => {
-    const failures = registry.flushAll();
+  const report = (failures: readonly string[]): number => {
     for (const failure of failures) log(`flush failed: ${failure}`);
     return failures.length > 0 ? 1 : 0;
   };
@@ -82,18 +81,18 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
       else if (message.kind === 'event') registry.byId(message.id)?.events.raise(message.line);
       else log(message.line);
     },
-    onEnd: () => end(flush()),
+    onEnd: () => end(report(registry.close())),
     onFailure: (error) => fail('a lane', error),
   });
   const fail = (who: string, error: Error) => {
     log(`${who} failed: ${error.stack ?? messageOf(error)}`);
-    flush();
+    report(registry.flushAll());
     end(1);
   };
   process.on('uncaughtException', (error) => fail('the main thread', error));
   takeSignals(mountPoint, log, () => {
     registry.closeEvents();
-    flush();
+    report(registry.flushAll());
   });
 
   // It answers.

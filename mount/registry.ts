@@ -22,6 +22,8 @@ export interface LiveTarget {
   /** Main's own view. */
   readonly target: Target;
   readonly stats: SharedArrayBuffer;
+  /** Ends its work in the background. */
+  readonly dismiss: () => void;
 }
 
 export interface Slot {
@@ -135,6 +137,7 @@ export class Registry {
     const user = this.backings.userOf(slot.id);
     if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
     slot.live?.target.flush();
+    if (slot.live) close(slot.live);
     this.options.announce({ kind: 'remove', id: slot.id });
     this.backings.release(slot.id);
     this.slots.delete(slot.name);
@@ -152,6 +155,14 @@ export class Registry {
   /** The access that another target has to this one; a user's writes past it would pull the rug from under it. */
   claimOn(slot: Slot): 'read' | 'write' | undefined {
     return this.backings.userOf(slot.id)?.access;
+  }
+
+  /** The mount is gone: as `flushAll`, and every target is closed. */
+  close(): string[] {
+    const failures = this.flushAll();
+    // Those that stand on others first.
+    for (const { live } of this.all().reverse()) if (live) close(live);
+    return failures;
   }
 
   /** Makes every completed write of every target durable: the errors of those that could not. */
@@ -195,8 +206,19 @@ export class Registry {
       descriptor,
       stats: createStats(this.options.lanes),
     };
-    slot.live = { type, target: openTarget(device, targetById, raise), stats: device.stats };
+    const target = openTarget(device, targetById, raise);
+    const dismiss = target.attend?.() ?? (() => {});
+    slot.live = { type, target, stats: device.stats, dismiss };
     this.options.announce({ kind: 'add', device });
+  }
+}
+
+function close({ target, dismiss }: LiveTarget): void {
+  dismiss();
+  try {
+    target.close?.();
+  } catch {
+    // The next start has more to do, and does it.
   }
 }
 

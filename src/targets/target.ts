@@ -60,6 +60,13 @@ export interface Target extends BlockDevice {
    * later opens itself. Left out or undefined: every request must come through the target.
    */
   passthrough?(): FileBacking | undefined;
+  /** Main thread, once it is live: does its work in the background until the function that it returns is called. */
+  attend?(): () => void;
+  /**
+   * Main thread: the target goes in good order; it is flushed, and no request will come. For what makes the next start
+   * easier: nobody hears of an error.
+   */
+  close?(): void;
 }
 
 /** A control file of MNT/NAME. `read` gives the text, `write` takes it (without the last newline). */
