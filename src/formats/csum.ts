@@ -196,6 +196,8 @@ const VERSION = 1;
 const ORDERS = [undefined, 'be', 'le'] as const;
 const PLACEMENTS = [undefined, 'interleaved', 'separate-r', 'separate-c'] as const;
 const STATES = [undefined, 'formatting', 'in-use', 'clean'] as const;
+export const ID_AT = 32;
+export const ID_BYTES = 16;
 const CHECKSUM_AT = 508;
 
 export function encodeSuperblock(area: Area, superblock: Superblock): Uint8Array {
@@ -209,7 +211,7 @@ export function encodeSuperblock(area: Area, superblock: Superblock): Uint8Array
   bytes[14] = STATES.indexOf(state);
   view.setBigUint64(16, BigInt(sectors), true);
   view.setBigUint64(24, BigInt(groupsFormatted), true);
-  bytes.set(id, 32);
+  bytes.set(id, ID_AT);
   view.setInt32(CHECKSUM_AT, crc32.buf(bytes.subarray(0, CHECKSUM_AT)), true);
   return bytes;
 }
@@ -232,5 +234,5 @@ export function decodeSuperblock(area: Area, bytes: Uint8Array): Superblock | un
     return undefined;
   }
   if (groupsFormatted > groupsOf({ sectors })) return undefined;
-  return { order, placement, state, sectors, groupsFormatted, id: bytes.slice(32, 48) };
+  return { order, placement, state, sectors, groupsFormatted, id: bytes.slice(ID_AT, ID_AT + ID_BYTES) };
 }

@@ -33,17 +33,24 @@ export class Commits {
    * thrown. Not recursive.
    */
   join(work: () => void): void {
-    const { words, mutex } = this;
+    const { words } = this;
     const wanted = Atomics.load(words, BEGUN) + 1;
-    mutex.lockExclusive();
-    try {
+    this.alone(() => {
       // A difference, for the numbers wrap.
       if (((Atomics.load(words, DONE) - wanted) | 0) >= 0) return;
       const number = Atomics.add(words, BEGUN, 1) + 1;
       work();
       Atomics.store(words, DONE, number);
+    });
+  }
+
+  /** Runs `work` while no commit is under way. */
+  alone<T>(work: () => T): T {
+    this.mutex.lockExclusive();
+    try {
+      return work();
     } finally {
-      mutex.unlockExclusive();
+      this.mutex.unlockExclusive();
     }
   }
 }
