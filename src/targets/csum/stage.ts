@@ -119,12 +119,17 @@ export class Stage {
     for (let i = first; i < first + count; i++) if (places[i]! < FIRST_SLOT) missing++;
     let free = missing > 0 ? this.takeSlots(missing) : 0;
     if (free < 0) return false;
-    for (let i = 0; i < count; i++) {
-      const place = places[first + i]!;
-      const slot = place >= FIRST_SLOT ? place - FIRST_SLOT : free++;
-      data.set(from.subarray(i * SECTOR_BYTES, (i + 1) * SECTOR_BYTES), slot * SECTOR_BYTES);
-      crcs[slot] = crcOfSector(dataWords, slot * (SECTOR_BYTES / 4));
-      places[first + i] = FIRST_SLOT + slot;
+    for (let i = first; i < first + count; i++) {
+      if (places[i]! < FIRST_SLOT) places[i] = FIRST_SLOT + free++;
+    }
+    // Slots that follow each other, most often all of them, are copied at once.
+    for (let done = 0, next = 1; done < count; done = next++) {
+      const slot = places[first + done]! - FIRST_SLOT;
+      while (next < count && places[first + next] === places[first + next - 1]! + 1) next++;
+      data.set(from.subarray(done * SECTOR_BYTES, next * SECTOR_BYTES), slot * SECTOR_BYTES);
+      for (let s = slot; s < slot + next - done; s++) {
+        crcs[s] = crcOfSector(dataWords, s * (SECTOR_BYTES / 4));
+      }
     }
     return true;
   }

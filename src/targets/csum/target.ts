@@ -18,7 +18,7 @@ import type { OpenContext, Target } from '../target.js';
 import { Committer } from './commit.js';
 import { Scrub } from './scrub.js';
 import { type CsumDescriptor, CsumState } from './state.js';
-import { Tables, type Tuples } from './tables.js';
+import { Tables } from './tables.js';
 
 /** How long what is staged may wait for a commit when nobody flushes. */
 const COMMIT_EVERY_MS = 1000;
@@ -181,7 +181,7 @@ export class CsumTarget implements Target {
     state.gate.lockShared();
     lock.lockExclusive();
     try {
-      if (this.tables.of(group).newer === undefined) {
+      if (!this.tables.isWritable(group)) {
         throw new DmError('EIO', `csum: both tables of group ${group} are damaged: it cannot be written`);
       }
       if (!stage(part)) return false;
@@ -225,15 +225,13 @@ export class CsumTarget implements Target {
     if (hasStaged) for (let i = 0; i < count; i++) if (isStaged(i)) missing--;
     let problem: string | undefined;
     if (missing > 0) {
-      const { newer, older } = this.tables.of(group);
+      const entry = this.tables.of(group);
       state.data.read(dataOffset(state.volume, group) + k * SECTOR_BYTES, into);
       const words = new Int32Array(into.buffer, into.byteOffset, into.length / 4);
       for (let i = 0; i < count; i++) {
         const crc = crcOfSector(words, i * (SECTOR_BYTES / 4));
-        if (newer !== undefined && crc === newer[k + i]) continue;
-        if (older !== undefined && crc === older[k + i]) continue;
-        if (hasStaged && isStaged(i)) continue;
-        const found = this.corruption(group, k + i, crc, { newer, older });
+        if (this.tables.matches(entry, k + i, crc) || (hasStaged && isStaged(i))) continue;
+        const found = this.corruption(group, k + i, crc, this.tables.stored(entry, k + i));
         problem ??= found;
       }
     }
@@ -246,13 +244,13 @@ export class CsumTarget implements Target {
   }
 
   /** Lists a corrupt sector, and says what is wrong with it. */
-  private corruption(group: number, k: number, crc: number, { newer, older }: Tuples): string {
+  private corruption(group: number, k: number, crc: number, stored: readonly number[]): string {
     const sector = group * GROUP_SECTORS + k;
-    if (newer === undefined) return `csum: sector ${sector}: both tables of group ${group} are damaged`;
+    if (stored.length === 0) return `csum: sector ${sector}: both tables of group ${group} are damaged`;
     const hex = (value: number) => `0x${value.toString(16).padStart(4, '0')}`;
-    const stored = [newer, older].flatMap((tuples) => (tuples ? [hex(tuples[k]!)] : [])).join(',');
-    this.state.bad.addSector(sector, `corrupt sector=${sector} stored=${stored} computed=${hex(crc)}`);
-    return `csum: sector ${sector} is corrupt: its CRC is ${hex(crc)}, stored is ${stored}`;
+    const found = `stored=${stored.map(hex).join(',')} computed=${hex(crc)}`;
+    this.state.bad.addSector(sector, `corrupt sector=${sector} ${found}`);
+    return `csum: sector ${sector} is corrupt: ${found}`;
   }
 
   /** What is wrong with a group on the medium; it is listed. Settles it as well. For the scrub. */
