@@ -36,13 +36,13 @@ export class Pair {
   /** Reads the brothers of a group. Throws what the device throws. */
   read(group: number): void {
     this.imd.read(pairOffset(this.volume, group), this.bytes);
-    this.judge();
+    this.judge(0);
   }
 
-  /** Takes brothers that were read with something else: PAIR_BYTES. */
-  take(bytes: Uint8Array): void {
+  /** Takes brothers that were read with something else: PAIR_BYTES. `unreadable` ones are lost, whatever they hold. */
+  take(bytes: Uint8Array, unreadable: Brothers = 0): void {
     this.bytes.set(bytes);
-    this.judge();
+    this.judge(unreadable);
   }
 
   /** True for what was never formatted, or whose counters are damaged. */
@@ -50,10 +50,11 @@ export class Pair {
     return this.newer === undefined && this.lost === 0;
   }
 
-  private judge(): void {
+  private judge(unreadable: Brothers): void {
     this.corrected = 0;
-    this.lost = 0;
+    this.lost = unreadable;
     for (const index of [0, 1] as const) {
+      if (unreadable & (1 << index)) continue;
       const table = this.tables[index];
       if (table.isSound) continue;
       if (table.correctBit()) this.corrected |= 1 << index;

@@ -5,8 +5,8 @@ import { DmError } from '../../errors.js';
 /** Groups verified at a time: half a mebibyte, less than a millisecond when it is cached. */
 const STEP = 16;
 /** While there are requests, it sleeps so many times as long as it has worked. */
-const REST = 8;
-const REST_MIN_MS = 4;
+const REST = 3;
+const REST_MIN_MS = 2;
 
 export interface ScrubWork {
   /** What is wrong with a group, if something is. */
