@@ -12,6 +12,8 @@ export interface Section {
   readonly direct: boolean;
   readonly workload: Pick<Workload, 'rw' | 'blockBytes' | 'jobs'>;
   readonly regionBytes: number;
+  /** Where the region begins. Default 0. */
+  readonly regionOffset?: number;
   readonly seconds: number;
   /** Not measured; before the seconds that are. */
   readonly rampSeconds: number;
@@ -54,7 +56,14 @@ export function fioArguments(sections: readonly Section[]): string[] {
   return [...common, ...sections.flatMap(sectionArguments)];
 }
 
-function sectionArguments({ name, path, workload, regionBytes, ...section }: Section): string[] {
+function sectionArguments({
+  name,
+  path,
+  workload,
+  regionBytes,
+  regionOffset = 0,
+  ...section
+}: Section): string[] {
   const { rw, blockBytes, jobs } = workload;
   const partBytes = Math.floor(regionBytes / jobs / blockBytes) * blockBytes;
   return [
@@ -67,6 +76,7 @@ function sectionArguments({ name, path, workload, regionBytes, ...section }: Sec
     `--bs=${blockBytes}`,
     `--numjobs=${jobs}`,
     `--size=${section.once ? partBytes : regionBytes}`,
+    `--offset=${regionOffset}`,
     `--offset_increment=${section.once ? partBytes : 0}`,
     ...(section.once ? [] : ['--time_based']),
     `--runtime=${Math.round(section.seconds * 1000)}ms`,

@@ -51,6 +51,8 @@ export function resultsToJson(
     workloads: workloads.map(({ inQuick: _, ...workload }) => workload),
     cells,
     firstTouch: results.firstTouch,
+    overlays: results.overlays,
+    crcBytesPerSecond: results.crc ?? null,
     memory: results.memory ?? null,
     missing: results.missing,
     failures: results.failures,

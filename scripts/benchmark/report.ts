@@ -28,6 +28,8 @@ export function formatReport(
   const parts = [
     ...PLACEMENTS.map((placement) => ratioTable(results, workloads, placement)),
     formatFirstTouch(results),
+    formatOverlays(results),
+    formatCrc(results),
     formatMemory(results),
     list(
       'Workloads',
@@ -109,6 +111,34 @@ function formatFirstTouch({ firstTouch }: Results): string {
   const title =
     'First touches after the checkpoint: 4 KiB random writes, median and spread; x: times those by 1 job';
   return `${title}\n\n${formatTable([header, ...rows])}`;
+}
+
+function formatOverlays({ overlays }: Results): string {
+  if (overlays.length === 0) return '';
+  const distinct = <T>(values: readonly T[]) => [...new Set(values)];
+  const names = distinct(overlays.map(({ workload }) => workload));
+  const rows = distinct(overlays.map(({ subject }) => subject)).flatMap((subject) =>
+    PLACEMENTS.map((placement) => [
+      `${subject}, ${placement}`,
+      ...names.map((name) => {
+        const here = overlays.filter(
+          (s) => s.subject === subject && s.placement === placement && s.workload === name,
+        );
+        if (here.length === 0) return '-';
+        const { median, min, max } = summarize(here.map(({ value }) => value));
+        const { unit } = here[0]!;
+        return `${formatValue(median, unit)} ${formatValue(min, unit)}-${formatValue(max, unit)}`;
+      }),
+    ]),
+  );
+  const title = 'Fresh overlays on the image, each block touched once at most: median and spread';
+  return `${title}\n\n${formatTable([['', ...names], ...rows])}`;
+}
+
+function formatCrc({ crc }: Results): string {
+  return crc === undefined
+    ? ''
+    : `Checksum of csum over 1 MiB, one core: ${formatValue(crc, 'bytesPerSecond')}\n`;
 }
 
 function formatMemory({ memory }: Results): string {

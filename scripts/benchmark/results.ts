@@ -30,6 +30,17 @@ export interface FirstTouchSample {
   readonly touchedShare: number;
 }
 
+/** A workload on a fresh overlay, each block of which is touched once at most. */
+export interface OverlaySample {
+  readonly subject: string;
+  readonly placement: Placement;
+  readonly workload: string;
+  readonly unit: Unit;
+  readonly round: number;
+  /** In `unit`. */
+  readonly value: number;
+}
+
 export interface MemoryResult {
   readonly deviceBytes: number;
   readonly ranges: number;
@@ -49,6 +60,9 @@ export interface Results {
   readonly missing: readonly { readonly subject: string; readonly reason: string }[];
   readonly samples: readonly Sample[];
   readonly firstTouch: readonly FirstTouchSample[];
+  readonly overlays: readonly OverlaySample[];
+  /** Bytes a second of csum's checksum of 1 MiB, by one core. */
+  readonly crc: number | undefined;
   readonly memory: MemoryResult | undefined;
   readonly failures: readonly Failure[];
   readonly notes: readonly string[];
@@ -98,6 +112,20 @@ export function firstTouchRatio(
   const ratios = inPlace
     .filter((sample) => sample.jobs === jobs && single.has(sample.round))
     .map(({ round, iops }) => iops / single.get(round)!);
+  return summarizeAny(ratios);
+}
+
+/** Overlays under one workload: those of one subject to those of another, each made inside one round. */
+export function overlayRatio(
+  samples: readonly OverlaySample[],
+  { subject, placement, workload }: FigureKey,
+  peer: string,
+): Summary | undefined {
+  const here = samples.filter((s) => s.placement === placement && s.workload === workload);
+  const peers = new Map(here.filter((s) => s.subject === peer).map(({ round, value }) => [round, value]));
+  const ratios = here
+    .filter((s) => s.subject === subject && peers.has(s.round))
+    .map(({ round, value }) => value / peers.get(round)!);
   return summarizeAny(ratios);
 }
 

@@ -3,6 +3,7 @@ import { accessSync, constants, existsSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { cpus, loadavg } from 'node:os';
 import { dirname, resolve } from 'node:path';
+import { measureCrc } from './crc.js';
 import { measureFirstTouch } from './first-touch.js';
 import { Image, MIB, memoryFileSystem } from './image.js';
 import { resultsToJson } from './json.js';
@@ -10,10 +11,11 @@ import { Lab } from './lab.js';
 import { describeMachine } from './machine.js';
 import { Findings, measureSubjects } from './measure.js';
 import { measureMemory } from './memory.js';
+import { measureOverlays } from './overlays.js';
 import { formatReport } from './report.js';
-import type { FirstTouchSample, MemoryResult, Results } from './results.js';
+import type { FirstTouchSample, MemoryResult, OverlaySample, Results } from './results.js';
 import type { Subject } from './subject.js';
-import { SUBJECTS } from './subjects/index.js';
+import { OVERLAYS, SUBJECTS } from './subjects/index.js';
 import { judge } from './verdicts.js';
 import { WORKLOADS, type Workload } from './workloads.js';
 
@@ -41,6 +43,8 @@ interface Settings {
   readonly workloads: readonly Workload[];
   readonly withFirstTouch: boolean;
   readonly withMemory: boolean;
+  readonly overlays: readonly Subject[];
+  readonly withCrc: boolean;
 }
 
 const CONTROL_NOTE =
@@ -131,6 +135,9 @@ async function settle(options: Options): Promise<Settings> {
     ),
     withFirstTouch: (only?.test('bow-1') ?? true) && (workloads?.test('first-touch') ?? true),
     withMemory: (only?.test('bow-0') ?? true) && (workloads?.test('memory') ?? true),
+    overlays:
+      (workloads?.test('overlays') ?? true) ? OVERLAYS.filter(({ name }) => only?.test(name) ?? true) : [],
+    withCrc: (only?.test('csum') ?? true) && (workloads?.test('crc') ?? true),
   };
 }
 
@@ -158,26 +165,38 @@ async function measure(
   progress: (line: string) => void,
   extraNotes: readonly string[],
 ): Promise<Results> {
-  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory } = settings;
+  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory, withCrc } = settings;
   const findings = new Findings();
   const missing: { subject: string; reason: string }[] = [];
-  const subjects: Subject[] = [];
-  for (const subject of workloads.length > 0 ? settings.subjects : []) {
-    const reason = await subject.missing(lab);
-    if (reason === undefined) subjects.push(subject);
-    else missing.push({ subject: subject.name, reason });
-  }
+  const present = async (wanted: readonly Subject[]) => {
+    const found: Subject[] = [];
+    for (const subject of wanted) {
+      const reason = await subject.missing(lab);
+      if (reason === undefined) found.push(subject);
+      else if (!missing.some(({ subject: name }) => name === subject.name)) {
+        missing.push({ subject: subject.name, reason });
+      }
+    }
+    return found;
+  };
+  const subjects = await present(workloads.length > 0 ? settings.subjects : []);
+  const overlaySubjects = await present(settings.overlays);
   for (const note of [...NOTES, ...extraNotes]) findings.notes.add(note);
   let memory: MemoryResult | undefined;
   if (withMemory) {
     progress('memory of a large device');
     memory = await findings.attempt('memory', 1, () => measureMemory(lab));
   }
+  const crc = withCrc ? measureCrc() : undefined;
   let firstTouch: FirstTouchSample[] = [];
+  let overlays: OverlaySample[] = [];
   if (subjects.some(({ name }) => name === 'file')) findings.notes.add(CONTROL_NOTE);
   const withSubjects = subjects.length > 0 && workloads.length > 0;
-  if (!withSubjects && !withFirstTouch && !withMemory) throw new Error('there is nothing of that to measure');
-  if (withSubjects || withFirstTouch) {
+  const withOverlays = overlaySubjects.length > 0;
+  if (!withSubjects && !withFirstTouch && !withMemory && !withOverlays && !withCrc) {
+    throw new Error('there is nothing of that to measure');
+  }
+  if (withSubjects || withFirstTouch || withOverlays) {
     progress('making the image');
     const image = await Image.create(lab, imageBytes);
     if (withSubjects) {
@@ -191,7 +210,12 @@ async function measure(
       );
       firstTouch = found ?? [];
     }
+    if (withOverlays) {
+      const plan = { subjects: overlaySubjects, rounds, seconds: settings.firstTouchSeconds, progress };
+      overlays =
+        (await findings.attempt('overlays', 1, () => measureOverlays(lab, image, plan, findings))) ?? [];
+    }
   }
   const { samples, failures } = findings;
-  return { missing, samples, firstTouch, memory, failures, notes: [...findings.notes] };
+  return { missing, samples, firstTouch, overlays, crc, memory, failures, notes: [...findings.notes] };
 }

@@ -1,6 +1,7 @@
 /** The bars that dmfuse is held to, and whether it passes them. */
 import {
   firstTouchRatio,
+  overlayRatio,
   PLACEMENTS,
   type Placement,
   type Results,
@@ -38,6 +39,20 @@ const PEER_BARS: Readonly<Record<string, number>> = {
   write: 1,
   'cold-8': 1.1,
 };
+/** Of what linear does through the lanes. */
+const LINEAR = 'linear-lanes';
+const CSUM_SUBJECTS = ['csum', 'csum-imd'];
+const CSUM_BARS: Readonly<Record<string, number>> = {
+  'randread-4': 0.7,
+  'randwrite-4': 0.4,
+  read: 0.3,
+  write: 0.2,
+};
+const CRC_BAR_GB = 1.2;
+const COW_STEADY_BAR = 0.9;
+/** Of what other overlays do that are fresh as well. */
+const OVERLAY_PEERS = ['qemu-qcow2', 'nbdfuse-cow'];
+const OVERLAY_BARS: Readonly<Record<string, number>> = { 'randwrite-4': 3, read: 2, write: 2 };
 export const FIRST_TOUCH_MANY_JOBS = 8;
 const FIRST_TOUCH_BAR = 3;
 const MEMORY_BAR_MIB = 200;
@@ -79,7 +94,38 @@ export function judge(results: Results, workloads: readonly string[]): Verdict[]
       figure('randwrite', FIRST_TOUCH_BAR, ratio),
     ]);
   });
-  return [...toKernel, ...toPeer, ...firstTouch, judgeMemory(results)];
+  const toLinear = (subjects: readonly string[], names: readonly string[], barOf: (name: string) => number) =>
+    everywhere(subjects, (subject, placement) =>
+      compare(`${subject}, ${placement}: times ${LINEAR}, ${placement}`, names, barOf, (workload) =>
+        ratioToPeer(samples, { subject, placement, workload }, LINEAR),
+      ),
+    );
+  const overlays = OVERLAY_PEERS.flatMap((peer) =>
+    everywhere(['cow-fresh'], (subject, placement) =>
+      compare(
+        `${subject}, ${placement}: times ${peer}, both fresh`,
+        Object.keys(OVERLAY_BARS),
+        (workload) => OVERLAY_BARS[workload]!,
+        (workload) => overlayRatio(results.overlays, { subject, placement, workload }, peer),
+      ),
+    ),
+  );
+  return [
+    ...toKernel,
+    ...toPeer,
+    ...firstTouch,
+    judgeMemory(results),
+    ...toLinear(CSUM_SUBJECTS, Object.keys(CSUM_BARS), (name) => CSUM_BARS[name]!),
+    judgeCrc(results),
+    ...toLinear(['cow'], workloads, () => COW_STEADY_BAR),
+    ...overlays,
+  ];
+}
+
+function judgeCrc({ crc }: Results): Verdict {
+  const gigabytes = crc && crc / 1e9;
+  const summary = gigabytes === undefined ? undefined : { median: gigabytes, min: gigabytes, max: gigabytes };
+  return verdict('csum: GB/s of its checksum over 1 MiB, one core', [figure('crc', CRC_BAR_GB, summary)]);
 }
 
 function judgeMemory({ memory }: Results): Verdict {

@@ -21,6 +21,8 @@ const NOTHING: Results = {
   missing: [],
   samples: [],
   firstTouch: [],
+  overlays: [],
+  crc: undefined,
   memory: undefined,
   failures: [],
   notes: [],

@@ -1,5 +1,5 @@
 /** dmfuse itself, through its own command line and control files. */
-import { mkdir, open, readFile, rmdir, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, rmdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findMount } from '../../../mount/cli/find-mount.js';
@@ -90,11 +90,14 @@ async function writeControl(path: string, line: string): Promise<void> {
   await writeFile(path, `${line}\n`, { flag: 'r+' });
 }
 
-/** `prepare` gets a mount with the target `device` and returns when it is in its state. */
+/**
+ * `table` gets the image ready and gives the table line; `prepare` gets a mount with the target `device` and returns when it
+ * is in its state.
+ */
 function dmfuse(
   name: string,
   description: string,
-  table: (path: string) => string,
+  table: (path: string, lab: Lab, image: Image) => string | Promise<string>,
   {
     prepare = async () => {},
     passthrough = false,
@@ -112,7 +115,7 @@ function dmfuse(
     missing: async () => undefined,
     async start(lab, image): Promise<Served> {
       const mount = await DmfuseMount.start(lab);
-      await mount.create('device', table(quoteWord(image.path)));
+      await mount.create('device', await table(quoteWord(image.path), lab, image));
       await prepare(mount, image);
       const path = mount.path('device', 'device');
       if (!passthrough) return { path, cache: 'server' };
@@ -137,6 +140,46 @@ async function committed(mount: DmfuseMount, image: Image): Promise<void> {
   await mount.changeState('device', 2);
 }
 
+/** What is on the image gets checksums. */
+async function formatted(path: string, lab: Lab, image: Image): Promise<string> {
+  await lab.run(process.execPath, [COMMAND, 'csum', 'format', '--force', image.path]);
+  return `csum ${path} 0`;
+}
+
+async function formattedApart(path: string, lab: Lab, image: Image): Promise<string> {
+  const tables = scratchFile(lab, 'tables');
+  // Two sectors for 62, and three more.
+  await writeFile(tables, '');
+  await truncate(tables, Math.ceil(image.sizeBytes / 62) * 2 + 4096);
+  await lab.run(process.execPath, [COMMAND, 'csum', 'format', '--force', image.path, tables]);
+  return `csum ${path} 0 ${quoteWord(tables)} 0`;
+}
+
+/** A new layer on the image. */
+async function layered(path: string, lab: Lab, image: Image): Promise<string> {
+  const layer = scratchFile(lab, 'layer');
+  const bitmap = `${layer}.bitmap`;
+  lab.defer(async () => void (await lab.run('rm', ['-f', bitmap])));
+  await lab.run(process.execPath, [COMMAND, 'cow', 'create', image.path, layer]);
+  return `cow ${path} 0 ${quoteWord(bitmap)} ${quoteWord(layer)} 0`;
+}
+
+function scratchFile(lab: Lab, name: string): string {
+  const path = lab.newPath(name);
+  lab.defer(async () => void (await lab.run('rm', ['-f', path])));
+  return path;
+}
+
+async function ownAll(mount: DmfuseMount, image: Image): Promise<void> {
+  await overwrite(mount.path('device', 'device'), image.regionBytes);
+  const owned = /^1 (\d+) /m.exec(await readFile(mount.path('device', 'layers'), 'utf8'))?.[1];
+  if (Number(owned) * SECTOR_BYTES < image.regionBytes)
+    throw new Error(`cow: the layer holds ${owned} sectors`);
+}
+
+/** A fresh layer: what is written to it is written there for the first time. */
+export const cowFresh = dmfuse('cow-fresh', 'cow, a fresh layer on the image', layered, { judged: false });
+
 export const dmfuseSubjects: readonly Subject[] = [
   dmfuse('linear-passthrough', 'linear, I/O passed through by the kernel', (path) => `linear ${path} 0`, {
     passthrough: true,
@@ -150,4 +193,8 @@ export const dmfuseSubjects: readonly Subject[] = [
     prepare: committed,
     passthrough: true,
   }),
+  dmfuse('csum', 'csum, tables among the data', formatted),
+  dmfuse('csum-imd', 'csum, tables on a device of their own', formattedApart),
+  dmfuse('cow', 'cow, every block held by the top layer already', layered, { prepare: ownAll }),
+  cowFresh,
 ];

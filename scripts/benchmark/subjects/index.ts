@@ -1,6 +1,6 @@
 /** All subjects, in the order of the table. */
 import type { Subject } from '../subject.js';
-import { dmfuseSubjects } from './dmfuse.js';
+import { cowFresh, dmfuseSubjects } from './dmfuse.js';
 import { fuseNative } from './fuse-native.js';
 import { nbdfuse, nbdfuseCow } from './nbdfuse.js';
 import { qemuQcow2, qemuRaw } from './qemu.js';
@@ -23,3 +23,6 @@ export const SUBJECTS: readonly Subject[] = [
   nbdfuse,
   nbdfuseCow,
 ];
+
+/** Those that are measured fresh: all on the same image, with nothing written to them yet. */
+export const OVERLAYS: readonly Subject[] = [cowFresh, qemuQcow2, nbdfuseCow];

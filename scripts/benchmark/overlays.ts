@@ -1,0 +1,88 @@
+/** Fresh overlays: what is written to them is written there for the first time, what is read comes from their base. */
+import { runFio, type Section } from './fio.js';
+import type { Image } from './image.js';
+import type { Lab } from './lab.js';
+import { attachLoop } from './loop-device.js';
+import type { Findings } from './measure.js';
+import { type OverlaySample, PLACEMENTS, type Placement } from './results.js';
+import type { Subject } from './subject.js';
+import { random, WORKLOADS, type Workload } from './workloads.js';
+
+export interface OverlayPlan {
+  readonly subjects: readonly Subject[];
+  readonly rounds: number;
+  /** Of each measurement, at most: it ends when every block has been touched. */
+  readonly seconds: number;
+  readonly progress: (line: string) => void;
+}
+
+const MEASURED = WORKLOADS.filter(({ name }) => ['randwrite-4', 'read', 'write'].includes(name));
+/** In the part of the image that is not measured: what a server that has just started still compiles and maps. */
+const WARM_UPS = [random('randread', 4), random('randwrite', 4)];
+const WARM_UP_SECONDS = 0.3;
+
+/** All rounds, each measurement with an overlay of its own. */
+export async function measureOverlays(
+  lab: Lab,
+  image: Image,
+  { subjects, rounds, seconds, progress }: OverlayPlan,
+  findings: Findings,
+): Promise<OverlaySample[]> {
+  const samples: OverlaySample[] = [];
+  await image.warm(image.sizeBytes);
+  for (let round = 1; round <= rounds; round++) {
+    for (const workload of MEASURED) {
+      for (const placement of PLACEMENTS) {
+        progress(`fresh overlays, ${placement}, ${workload.name}: round ${round} of ${rounds}`);
+        for (const subject of subjects) {
+          const what = `fresh ${subject.name}, ${placement}, ${workload.name}`;
+          const value = await findings.attempt(what, round, () =>
+            measureOne(lab, image, { subject, placement, workload, seconds }),
+          );
+          const { name, unit } = workload;
+          if (value !== undefined) {
+            samples.push({ subject: subject.name, placement, workload: name, unit, round, value });
+          }
+        }
+      }
+    }
+  }
+  return samples;
+}
+
+/** In the workload's unit. */
+async function measureOne(
+  lab: Lab,
+  image: Image,
+  what: { subject: Subject; placement: Placement; workload: Workload; seconds: number },
+): Promise<number> {
+  const { subject, placement, workload, seconds } = what;
+  const { regionBytes, sizeBytes } = image;
+  await image.settle();
+  return await lab.scope(async () => {
+    const served = await subject.start(lab, image);
+    const path = placement === 'loop' ? (await attachLoop(lab, served.path, true)).path : served.path;
+    const section: Section = {
+      name: 'measured',
+      path,
+      direct: true,
+      workload,
+      regionBytes,
+      seconds,
+      rampSeconds: 0,
+      once: true,
+    };
+    const warmUps = WARM_UPS.map((warmUp) => ({
+      ...section,
+      name: `warm-up.${warmUp.name}`,
+      workload: warmUp,
+      regionOffset: regionBytes,
+      regionBytes: sizeBytes - regionBytes,
+      seconds: WARM_UP_SECONDS,
+      once: false,
+    }));
+    const result = (await runFio(lab, [...warmUps, section])).get(section.name)!;
+    if (!result.ok) throw new Error(result.reason);
+    return result[workload.unit];
+  });
+}
