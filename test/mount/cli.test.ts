@@ -242,7 +242,7 @@ describe('dmfuse create, remove, ls, status', () => {
     const file = await image(lab);
     await mount.create('first', `linear ${file} 0`);
     const refusals: [string, RegExp][] = [
-      ['frob', /there is no target type `frob`: known are linear, bow$/],
+      ['frob', /there is no target type `frob`: known are linear, bow, csum, cow$/],
       ['', /the table is empty: expected/],
       ['linear', /linear needs a device and an offset/],
       [`linear ${lab.path('none')} 0`, /none: no such file or device$/],

@@ -24,6 +24,7 @@ import type { Target, TargetType } from '../../src/targets/target.js';
 import {
   codeOf,
   contentOf,
+  type Devices,
   expectSameBytes,
   FaultyDisk,
   makeRig,
@@ -43,6 +44,8 @@ export interface Subject<T extends Target = Target, Descriptor = unknown> {
   readonly length?: number;
   /** Bytes of the device below. */
   readonly bytes: number;
+  /** Further devices that `args` names; new ones for each target. */
+  readonly devices?: () => Devices;
   /** Brings a new target to the state that is meant. */
   readonly prepare?: (rig: Rig<T, Descriptor>, rng: Prng) => void;
   /** Errors with which a write may be refused; then nothing has changed. */
@@ -74,7 +77,7 @@ export function testPromises<T extends Target, Descriptor>(
   const make = async (device: BlockDevice, rng: Prng) => {
     const { type, args, length } = subject;
     const options: RigOptions = length === undefined ? {} : { length };
-    const rig = await makeRig(type, args(quoteWord(DEVICE)), { [DEVICE]: device }, options);
+    const rig = await makeRig(type, args(quoteWord(DEVICE)), devicesOf(subject, device), options);
     subject.prepare?.(rig, rng);
     return rig;
   };
@@ -99,6 +102,10 @@ export function testPromises<T extends Target, Descriptor>(
     it('target-P6: its table line makes it again', () => tableRoundTrip(promise));
     it('target-P7: views of one descriptor are one target', () => views(promise));
   });
+}
+
+function devicesOf({ devices }: Pick<Subject, 'devices'>, device: BlockDevice): Devices {
+  return { ...devices?.(), [DEVICE]: device };
 }
 
 interface Promises<T extends Target, Descriptor> {
@@ -245,12 +252,9 @@ async function tableRoundTrip<T extends Target, D>({ subject, make, start }: Pro
   const { args, length, type } = parseTableLine(line);
   expect(type).toBe(subject.type.name);
   const words = args.map(quoteWord).join(' ');
-  const again = await makeRig(
-    subject.type,
-    words,
-    { [DEVICE]: new MemoryDevice(start(rng)) },
-    { length: length! },
-  );
+  const again = await makeRig(subject.type, words, devicesOf(subject, new MemoryDevice(start(rng))), {
+    length: length!,
+  });
   expect(again.target.tableArgs()).toBe(rig.target.tableArgs());
   expect(again.target.size).toBe(rig.target.size);
 }
