@@ -1,9 +1,4 @@
 /** `dmfuse bow restore`, `check` and `dump`: the log of an image that is not attached. */
-import { closeSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { FileDevice } from '../../src/device/file.js';
-import { type Access, openBackingFile, statBacking } from '../../src/device/open.js';
-import { errnoOf } from '../../src/errors.js';
 import {
   describeFinding,
   dumpLog,
@@ -12,14 +7,8 @@ import {
   restore,
   type UndoProgress,
 } from '../../src/targets/bow/undo.js';
-import { printJson, showProgress } from './output.js';
-
-const EXIT_DAMAGED = 2;
-const EXIT_NO_LOG = 3;
-
-/** How long a restore waits for a daemon that is just ending to let go of the image. */
-const LOCK_WAIT_MS = 5000;
-const LOCK_POLL_MS = 50;
+import { withImage } from './images.js';
+import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say, showProgress } from './output.js';
 
 /** Runs at every boot, so no log is a good end. */
 export async function restoreImage(path: string): Promise<void> {
@@ -38,7 +27,7 @@ export async function checkImage(path: string, { json }: { json: boolean }): Pro
   await withImage(path, 'read', (device) => {
     const report = inspectLog(device, { onProgress });
     const findings = report?.findings.map(describeFinding) ?? [];
-    if (!report) process.exitCode = EXIT_NO_LOG;
+    if (!report) process.exitCode = EXIT_NOTHING_THERE;
     else if (findings.length > 0) process.exitCode = EXIT_DAMAGED;
 
     if (json) {
@@ -61,7 +50,7 @@ export async function checkImage(path: string, { json }: { json: boolean }): Pro
 export async function dumpImage(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
     const dump = dumpLog(device, { onProgress });
-    if (!dump) process.exitCode = EXIT_NO_LOG;
+    if (!dump) process.exitCode = EXIT_NOTHING_THERE;
     else if (dump.findings.length > 0) process.exitCode = EXIT_DAMAGED;
 
     if (json) printJson({ logs: [], ...dump, findings: dump?.findings.map(describeFinding) ?? [] });
@@ -83,33 +72,8 @@ function dumpText({ logs, findings }: LogDump): string {
   return [...lines, ...findings.map((finding) => `damaged: ${describeFinding(finding)}`)].join('\n');
 }
 
-async function withImage(path: string, access: Access, use: (device: FileDevice) => void): Promise<void> {
-  const file = await openWhenFree(path, access);
-  try {
-    use(new FileDevice(file));
-  } finally {
-    closeSync(file.fd);
-  }
-}
-
-async function openWhenFree(path: string, access: Access) {
-  for (let waited = 0; ; waited += LOCK_POLL_MS) {
-    try {
-      return await openBackingFile(path, await statBacking(path), access);
-    } catch (error) {
-      if (errnoOf(error) !== errnoOf({ code: 'EBUSY' }) || waited >= LOCK_WAIT_MS) throw error;
-      await sleep(LOCK_POLL_MS);
-    }
-  }
-}
-
 function onProgress({ phase, logs, logsTotal, bytes, bytesTotal }: UndoProgress): void {
   const mib = (count: number) => Math.floor(count / 2 ** 20);
   const of = bytesTotal === undefined ? '' : ` of ${mib(bytesTotal)}`;
   showProgress(`${phase}: log block ${logs + 1} of ${logsTotal}, ${mib(bytes)}${of} MiB`);
-}
-
-function say(text: string): void {
-  showProgress('');
-  process.stdout.write(`${text}\n`);
 }

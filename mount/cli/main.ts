@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The command line: what the commands are called and take. What they do is imported when one is run. */
-import { Command, CommanderError, InvalidArgumentError, type Option } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { messageOf } from '../../src/errors.js';
 import { VERSION } from '../version.js';
 import { EXIT_FAILED } from './output.js';
@@ -99,7 +99,40 @@ function program(): Command {
     .option('--json', 'print JSON', false)
     .action(async (image, options) => (await import('./bow.js')).dumpImage(image, options));
 
-  for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands]) command.exitOverride();
+  const csum = dmfuse
+    .command('csum')
+    .description('make a csum volume, or verify one while it is not attached');
+  csum
+    .command('format')
+    .description(
+      'write the tables for what DEV holds now, which is taken as good for ever; may be interrupted at any time and ' +
+        'run again. Without IMD the tables take 2 of each 64 sectors of DEV',
+    )
+    .argument('<DEV>', 'a file or block device, for the data')
+    .argument('[IMD]', 'another one, for the tables')
+    .option('--offset <SECTORS>', 'where the volume begins on DEV', parseSectors, 0)
+    .option('--imd-offset <SECTORS>', 'where the tables begin on IMD', parseSectors)
+    .option('--size <SECTORS>', 'data sectors; all that there is room for by default', parseSize)
+    .addOption(
+      new Option(
+        '--order <ORDER>',
+        'byte order of the CRCs; be by default, le as the 2009 driver on a PC',
+      ).choices(['be', 'le']),
+    )
+    .option('--force', 'start anew on what is a volume already', false)
+    .action(async (dev, imd, options) => (await import('./csum.js')).formatImage(dev, imd, options));
+  csum
+    .command('check')
+    .description('verify all data and tables (0 sound, 2 damaged, 3 no volume)')
+    .argument('<DEV>')
+    .argument('[IMD]')
+    .option('--offset <SECTORS>', 'where the volume begins on DEV', parseSectors, 0)
+    .option('--imd-offset <SECTORS>', 'where the tables begin on IMD', parseSectors)
+    .option('--json', 'print JSON', false)
+    .action(async (dev, imd, options) => (await import('./csum.js')).checkImage(dev, imd, options));
+
+  for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands, ...csum.commands])
+    command.exitOverride();
   return dmfuse;
 }
 
@@ -116,6 +149,21 @@ function parseLanes(value: string): number {
   const lanes = Number(value);
   if (Number.isInteger(lanes) && lanes >= 1 && lanes <= LANES_MAX) return lanes;
   throw new InvalidArgumentError(`expected a number from 1 to ${LANES_MAX}`);
+}
+
+/** Sectors that are still a byte offset that a number can hold. */
+const SECTORS_MAX = 2 ** 43;
+
+function parseSectors(value: string): number {
+  const sectors = Number(value);
+  if (/^\d+$/.test(value) && sectors <= SECTORS_MAX) return sectors;
+  throw new InvalidArgumentError('expected a number of sectors (512 bytes)');
+}
+
+function parseSize(value: string): number {
+  const sectors = parseSectors(value);
+  if (sectors > 0) return sectors;
+  throw new InvalidArgumentError('expected at least one sector');
 }
 
 /** Actions resolve to an exit code, or to nothing for 0. */

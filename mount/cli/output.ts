@@ -1,5 +1,8 @@
 /** The exit code of a command that could not do what it was asked. */
 export const EXIT_FAILED = 1;
+/** Of `check` verbs: damage was found; there is nothing of the kind to check. */
+export const EXIT_DAMAGED = 2;
+export const EXIT_NOTHING_THERE = 3;
 
 /** What every reading verb prints with --json carries this; it grows when a field changes its meaning or goes. */
 const OUTPUT_VERSION = 1;
@@ -12,4 +15,10 @@ export function printJson(value: object): void {
 /** Shows a line that replaces the one before, for people who watch a terminal; nothing for everybody else. */
 export function showProgress(line: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
+}
+
+/** Prints a result, in place of the progress. */
+export function say(text: string): void {
+  showProgress('');
+  process.stdout.write(`${text}\n`);
 }

@@ -3,6 +3,7 @@ import { describe, expect } from 'vitest';
 import { type Lab, mountTest, type Running, until } from './harness.js';
 
 const BOW_COMMANDS = ['restore', 'check', 'dump'];
+const CSUM_COMMANDS = ['format', 'check'];
 const COMMANDS = [
   '',
   'mount',
@@ -13,6 +14,8 @@ const COMMANDS = [
   'umount',
   'bow',
   ...BOW_COMMANDS.map((verb) => `bow ${verb}`),
+  'csum',
+  ...CSUM_COMMANDS.map((verb) => `csum ${verb}`),
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {

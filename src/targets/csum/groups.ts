@@ -20,14 +20,25 @@ export interface Areas {
   readonly imd?: BlockDevice | undefined;
 }
 
+/** Of a format or check. */
+export interface VolumeProgress {
+  /** Bytes of data done, and of the whole volume. */
+  readonly bytes: number;
+  readonly bytesTotal: number;
+}
+
+export interface ProgressOptions {
+  /** Called after each mebibyte, and waited for. What it throws ends the work; a format can go on from there later. */
+  readonly onProgress?: (progress: VolumeProgress) => void | Promise<void>;
+}
+
 /** Groups read at once: 1 MiB of an interleaved volume. */
 export const BATCH_GROUPS = 32;
 /** Bytes; pairs of a separate imd area read at once. */
 const TABLES_STEP_BYTES = 1 << 20;
 
-/** Knows the holes of a device, for reads that go upwards: asks again only where the last answer ends. */
+/** Knows the holes of a device. Only for offsets that never fall: it asks again where the last answer ends. */
 export class Holes {
-  private from = 0;
   private end = 0;
   private isData = true;
 
@@ -35,9 +46,8 @@ export class Holes {
 
   /** The end of the hole that byte `offset` lies in; `offset` itself where there is data. */
   endAt(offset: number): number {
-    if (offset < this.from || offset >= this.end) {
+    if (offset >= this.end) {
       const extent = this.device.extentAt?.(offset) ?? { data: true, end: this.device.size };
-      this.from = offset;
       this.end = Math.max(extent.end, offset + 1);
       this.isData = extent.data;
     }
@@ -82,7 +92,10 @@ export class GroupBatch {
     const start = dataOffset(volume, first) - lead;
     const last = first + count - 1;
     const length = (count - 1) * stride + lead + sectorsIn(volume, last) * SECTOR_BYTES;
-    if (this.dataHoles.covers(start, length)) return false;
+    if (this.dataHoles.covers(start, length)) {
+      if (lead > 0) this.bytes.fill(0);
+      return false;
+    }
     areas.data.read(start, this.bytes.subarray(0, length));
     return true;
   }
@@ -95,6 +108,43 @@ export class GroupBatch {
     const tables = this.tables.subarray(0, count * PAIR_BYTES);
     if (this.imdHoles.covers(start, tables.length)) tables.fill(0);
     else imd.read(start, tables);
+  }
+
+  /**
+   * Reads data and tables sector by sector, after an error. Returns what could not be read: 64 × index of the group, plus 0
+   * for M1, 1 for M2, 2 + k for a data sector. Throws where nothing could be read at all.
+   */
+  readEachSector(first: number, count: number): Set<number> {
+    const { volume, areas } = this;
+    const unreadable = new Set<number>();
+    let read = 0;
+    let failure: unknown;
+    const attempt = (key: number, device: BlockDevice, offset: number, into: Uint8Array) => {
+      try {
+        device.read(offset, into);
+        read++;
+      } catch (error) {
+        unreadable.add(key);
+        failure = error;
+      }
+    };
+    for (let index = 0; index < count; index++) {
+      const group = first + index;
+      const pair = this.pair(index);
+      const pairAt = pairOffset(volume, group);
+      for (const brother of [0, 1]) {
+        const at = brother * SECTOR_BYTES;
+        const into = pair.subarray(at, at + SECTOR_BYTES);
+        attempt(64 * index + brother, areas.imd ?? areas.data, pairAt + at, into);
+      }
+      for (let k = 0; k < sectorsIn(volume, group); k++) {
+        const at = 4 * this.dataWord(index) + k * SECTOR_BYTES;
+        const into = this.bytes.subarray(at, at + SECTOR_BYTES);
+        attempt(64 * index + 2 + k, areas.data, dataOffset(volume, group) + k * SECTOR_BYTES, into);
+      }
+    }
+    if (read === 0) throw failure;
+    return unreadable;
   }
 
   /** The word of `words` at which the data of the index-th group begins. */
@@ -121,7 +171,7 @@ export function* eachPair(volume: Volume, imd: BlockDevice): Generator<Uint8Arra
     const start = pairOffset(volume, group);
     const hole = holes.endAt(start) - start;
     if (hole >= PAIR_BYTES) {
-      group += Math.floor(hole / stride) + (hole % stride >= PAIR_BYTES ? 1 : 0);
+      group += Math.floor((hole - PAIR_BYTES) / stride) + 1;
       continue;
     }
     const count = Math.min(step, groups - group);

@@ -71,20 +71,15 @@ export function lookForVolume(areas: Areas, places: Places): FoundVolume | undef
   const { dataPath, dataStart, imdStart } = places;
   const data = readReserved('data', areas.data, dataStart, dataPath);
   const imd = areas.imd && readReserved('imd', areas.imd, imdStart, places.imdPath ?? '');
-  const superblock = data.superblock;
-  const areTogether = !imd || Buffer.compare(data.id, imd.id) === 0;
-  if (superblock) {
-    checkPlacement(superblock, places);
-    if (superblock.state === 'formatting') throw interrupted(places);
-    checkRoom(areas, places, superblock);
-    if (!areTogether) throw strangers(places);
-    return { volume: volumeOf(superblock, places), superblock, isClean: superblock.state === 'clean' };
-  }
-  if (imd?.superblock) {
-    if (!areTogether) throw strangers(places);
-    // The data area's is damaged, but for the id. The copy tells all but the state.
-    checkRoom(areas, places, imd.superblock);
-    return { volume: volumeOf(imd.superblock, places), superblock: undefined, isClean: false };
+  const { superblock } = data;
+  // A damaged one has a copy in the imd area, which tells all but the state.
+  const told = superblock ?? imd?.superblock;
+  if (told) {
+    checkPlacement(told, places);
+    if (superblock?.state === 'formatting') throw interrupted(places);
+    if (imd && Buffer.compare(data.id, imd.id) !== 0) throw strangers(places);
+    checkRoom(areas, places, told);
+    return { volume: volumeOf(told, places), superblock, isClean: superblock?.state === 'clean' };
   }
   if (readReserved('imd', areas.data, dataStart, dataPath).superblock) {
     throw new DmError(
@@ -122,8 +117,8 @@ export function readReserved(area: Area, device: BlockDevice, start: number, pat
 }
 
 /**
- * Writes the superblock into the areas that are given. It is durable when the caller has flushed their devices. The state is
- * kept in the data area; of the copy in the imd area only the id counts, so that one needs no rewriting.
+ * Writes the superblock into the areas that are given. It is durable when the caller has flushed their devices. Only the
+ * data area's state counts, so a change of state needs no writing to the imd area.
  */
 export function writeSuperblock(
   { data, imd }: Partial<Areas>,
@@ -186,7 +181,7 @@ export function formatArgs({ dataPath, imdPath, dataStart, imdStart }: Places): 
   return words.join(' ');
 }
 
-function volumeOf({ order, placement, sectors }: Superblock, { dataStart, imdStart }: Starts): Volume {
+export function volumeOf({ order, placement, sectors }: Superblock, { dataStart, imdStart }: Starts): Volume {
   return { placement, order, dataStart, imdStart, sectors };
 }
 
@@ -222,16 +217,22 @@ export function strangers({ dataPath, imdPath }: Places): DmError {
 }
 
 function findReferenceVolume(areas: Areas, places: Places): Volume | undefined {
-  const { dataStart, imdStart } = places;
-  const imd = areas.imd ?? areas.data;
+  const volume = referenceVolume(areas, places);
+  if (!volume) return undefined;
+  const { length = volume.sectors } = places;
+  const wanted = { ...volume, sectors: length };
+  checkRoom(areas, places, wanted);
+  return { ...wanted, order: findOrder(wanted, areas.imd ?? areas.data) };
+}
+
+/** The volume that the tables speak for, with all sectors that there is room for; its byte order is not known yet. */
+export function referenceVolume(areas: Areas, places: Places): Volume | undefined {
+  const { dataStart, imdStart, length = Number.POSITIVE_INFINITY } = places;
   const placement = areas.imd ? separatePlacement(areas.imd, imdStart) : 'interleaved';
-  const capacity = capacityOf(areas, places, placement);
-  if (capacity === 0) return undefined;
-  const volume: Volume = { placement, order: 'le', dataStart, imdStart, sectors: places.length ?? capacity };
-  const whole: Volume = { ...volume, sectors: Math.min(volume.sectors, capacity) };
-  if (!looksFormatted(whole, imd)) return undefined;
-  checkRoom(areas, places, volume);
-  return { ...volume, order: findOrder(volume, imd) };
+  const sectors = capacityOf(areas, places, placement);
+  const volume: Volume = { placement, order: 'le', dataStart, imdStart, sectors };
+  const probed = { ...volume, sectors: Math.min(sectors, length) };
+  return probed.sectors > 0 && looksFormatted(probed, areas.imd ?? areas.data) ? volume : undefined;
 }
 
 /** Where M1 of group 0 is when nothing says so [4.2]. */
