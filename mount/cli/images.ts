@@ -1,7 +1,7 @@
 /** Files and block devices that a command works on while they are not attached. */
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { FileDevice } from '../../src/device/file.js';
+import { type FileDescription, FileDevice } from '../../src/device/file.js';
 import { type Access, inodeKey, openBackingFile, statBacking } from '../../src/device/open.js';
 import { DmError, errnoOf } from '../../src/errors.js';
 
@@ -37,7 +37,8 @@ export async function withImages<T>(
   );
 }
 
-async function openWhenFree(path: string, access: Access) {
+/** Opens and locks a file or block device, after a while where a daemon that ends has it still. The caller closes it. */
+export async function openWhenFree(path: string, access: Access): Promise<FileDescription> {
   for (let waited = 0; ; waited += LOCK_POLL_MS) {
     try {
       return await openBackingFile(path, await statBacking(path), access);

@@ -2,6 +2,7 @@
 /** The command line: what the commands are called and take. What they do is imported when one is run. */
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { messageOf } from '../../src/errors.js';
+import { isPowerOfTwo } from '../../src/units.js';
 import { VERSION } from '../version.js';
 import { EXIT_FAILED } from './output.js';
 
@@ -9,6 +10,10 @@ const EXIT_USAGE = 64;
 
 const LANES_DEFAULT = 8;
 const LANES_MAX = 64;
+
+const STACK_HELP =
+  'a base and its layers, bottom to top, each with LAYER.bitmap beside it; or a table line in one word, ' +
+  'which layers may follow';
 
 function program(): Command {
   const dmfuse = new Command('dmfuse')
@@ -131,7 +136,59 @@ function program(): Command {
     .option('--json', 'print JSON', false)
     .action(async (dev, imd, options) => (await import('./csum.js')).checkImage(dev, imd, options));
 
-  for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands, ...csum.commands])
+  const cow = dmfuse
+    .command('cow')
+    .description('work on the layers of a cow stack, while it is not attached');
+  cow
+    .command('create')
+    .description(
+      'make an empty layer, the files LAYER and LAYER.bitmap, and print its part of a table. With --import-seed make ' +
+        'only LAYER.bitmap, for data that the dm-cow of 2006 wrote to LAYER',
+    )
+    .argument(
+      '<BASE>',
+      'what it goes on: a file or block device, another layer, or the table line of a stack',
+    )
+    .argument('<LAYER>')
+    .option('--size <SECTORS>', 'of the stack; all of BASE by default', parseSize)
+    .option('--import-seed <OLD_BITMAP>', 'infer the bits from a bitmap that it wrote, which stays as it is')
+    .option('--block-size <BYTES>', 'that of the device of OLD_BITMAP, 512 to 32768', parseBlockSize, 4096)
+    .option('--json', 'print JSON', false)
+    .action(async (base, layer, options) => (await import('./cow.js')).createCowLayer(base, layer, options));
+  cow
+    .command('commit')
+    .description(
+      'merge the top layer into the member below it; may be interrupted at any time and run again. Other stacks on ' +
+        'that member change with it',
+    )
+    .argument('<STACK...>', STACK_HELP)
+    .option('--json', 'print JSON', false)
+    .action(async (stack, options) => (await import('./cow.js')).commitStack(stack, options));
+  cow
+    .command('flatten')
+    .description('make one sparse image of what the stack shows')
+    .usage('[options] <STACK...> <OUT>')
+    .argument('<STACK...>', `${STACK_HELP}; and OUT, a new file`)
+    .option('--force', 'OUT may be a block device, whose content goes', false)
+    .option('--json', 'print JSON', false)
+    .action(async (words: string[], options, command: Command) => {
+      const [stack, out] = [words.slice(0, -1), words.at(-1)!];
+      if (stack.length === 0) command.error("error: missing required argument 'OUT'");
+      await (await import('./cow.js')).flattenStack(stack, out, options);
+    });
+
+  cow
+    .command('map')
+    .description(
+      'list the sectors that a layer holds, the top one of a stack: what has changed since it was made. A line a run, ' +
+        'start and count',
+    )
+    .usage('[options] <LAYER> | <STACK...>')
+    .argument('<STACK...>', `one layer; or ${STACK_HELP}`)
+    .option('--json', 'print JSON', false)
+    .action(async (stack, options) => (await import('./cow.js')).mapLayer(stack, options));
+
+  for (const command of [dmfuse, ...dmfuse.commands, ...bow.commands, ...csum.commands, ...cow.commands])
     command.exitOverride();
   return dmfuse;
 }
@@ -164,6 +221,12 @@ function parseSize(value: string): number {
   const sectors = parseSectors(value);
   if (sectors > 0) return sectors;
   throw new InvalidArgumentError('expected at least one sector');
+}
+
+function parseBlockSize(value: string): number {
+  const bytes = Number(value);
+  if (/^\d+$/.test(value) && isPowerOfTwo(bytes) && bytes >= 512 && bytes <= 32_768) return bytes;
+  throw new InvalidArgumentError('expected 512, 1024, 2048, 4096, 8192, 16384 or 32768');
 }
 
 /** Actions resolve to an exit code, or to nothing for 0. */

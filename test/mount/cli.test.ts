@@ -4,6 +4,7 @@ import { type Lab, mountTest, type Running, until } from './harness.js';
 
 const BOW_COMMANDS = ['restore', 'check', 'dump'];
 const CSUM_COMMANDS = ['format', 'check'];
+const COW_COMMANDS = ['create', 'commit', 'flatten', 'map'];
 const COMMANDS = [
   '',
   'mount',
@@ -16,6 +17,8 @@ const COMMANDS = [
   ...BOW_COMMANDS.map((verb) => `bow ${verb}`),
   'csum',
   ...CSUM_COMMANDS.map((verb) => `csum ${verb}`),
+  'cow',
+  ...COW_COMMANDS.map((verb) => `cow ${verb}`),
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {
@@ -77,6 +80,17 @@ describe('what dmfuse says of itself', () => {
       [['create', 'here', 'name'], /^dmfuse: missing required argument 'TABLE'/],
       [['umount', 'here', 'there'], /^dmfuse: too many arguments/],
       [['bow', 'restore'], /^dmfuse: missing required argument 'IMAGE'/],
+      [['cow'], /^Usage: dmfuse cow /],
+      [['cow', 'create', 'base'], /^dmfuse: missing required argument 'LAYER'/],
+      [['cow', 'create', 'base', 'l', '--size', '0'], /^dmfuse: option '--size <SECTORS>' argument '0' is/],
+      [['cow', 'create', 'base', 'l', '--size', '1k'], /^dmfuse: option '--size <SECTORS>' argument '1k' is/],
+      [
+        ['cow', 'create', 'base', 'l', '--block-size', '1000'],
+        /^dmfuse: option '--block-size <BYTES>' argument '1000' is invalid/,
+      ],
+      [['cow', 'commit'], /^dmfuse: missing required argument 'STACK'/],
+      [['cow', 'flatten'], /^dmfuse: missing required argument 'STACK'/],
+      [['cow', 'flatten', 'base'], /^dmfuse: missing required argument 'OUT'/],
     ];
     for (const [args, message] of cases) {
       const { code, stdout, stderr } = await lab.dmfuse(...args);

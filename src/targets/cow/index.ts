@@ -29,12 +29,12 @@
  * A flush is a commit, also one a second while bits are not durable. A kill loses no data device's writes but the bits since the
  * last commit: as a power cut, it leaves older contents in what was not flushed.
  *
- * Left out: bitmaps of the reference itself, whose bits mean eight sectors (the document's section 4); merging layers (section 6);
- * a data device whose failed flush lost data (it is reported, and its bits become durable with the next flush that works).
- * The reference takes nine layers at most.
+ * Left out: a data device whose failed flush lost data (it is reported, and its bits become durable with the next flush that
+ * works). The reference takes nine layers at most.
  *
  * Where to read: target.ts what changes the top, read.ts reads, top.ts its bits and the commit, bits.ts words of bits,
- * bitmap-device.ts the judging of a bitmap, formats/cow-bitmap.ts the layout. Rules: the dm-cow stack format.
+ * bitmap-device.ts the judging of a bitmap, formats/cow-bitmap.ts the layout; create.ts, merge.ts, flatten.ts, import.ts and
+ * map.ts what is done while nothing is attached. Rules: the dm-cow stack format.
  */
 import { DmError } from '../../errors.js';
 import { type BitmapLayout, bitmapLayout } from '../../formats/cow-bitmap.js';

@@ -16,7 +16,7 @@ const COMMIT_INTERVAL_MS = 1000;
 /** Bytes that are zeroed at a time: who waits for the lock gets it in between. */
 const ZEROES_STEP = 64 << 20;
 /** Sectors that one `extentAt` looks at in the bits. */
-const EXTENT_SECTORS = 1 << 22;
+const EXTENT_SECTORS = 1 << 17;
 
 export class CowTarget implements Target {
   readonly size: number;
