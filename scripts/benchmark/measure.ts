@@ -71,7 +71,8 @@ export async function measureSubjects(
             const served = await subject.start(lab, image);
             if (served.note) findings.notes.add(`${subject.name}: ${served.note}`);
             const spots = await spotsOf(lab, subject, served, reference.path, round, findings);
-            await new Session(lab, image, subject, spots, round, seconds, findings).measure(workloads);
+            const measured = workloads.filter(({ cold }) => !cold || !served.ownFiles);
+            await new Session(lab, image, subject, spots, round, seconds, findings).measure(measured);
           }),
         );
         await image.settle();

@@ -54,6 +54,7 @@ const NOTES = [
   'Each figure is measured on the file, on a loop device over it and on the reference, one right after the other.',
   'Where the kernel itself serves the page cache (file, linear-passthrough, bow-2), fio opens the file, and the loop ' +
     'device over it, without direct I/O: with it they would go past the cache to the disk. All else is direct.',
+  'csum and cow have files of their own, which are not measured cold.',
   'Each round starts with fresh overlays: what is written to them is mostly written there for the first time.',
 ];
 

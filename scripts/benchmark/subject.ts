@@ -19,6 +19,8 @@ export interface Served {
   readonly path: string;
   /** Where its cached bytes are: in the page cache behind the path itself, or behind the server. */
   readonly cache: 'own' | 'server';
+  /** True where data comes from other files than the image: what is cold is not measured. */
+  readonly ownFiles?: boolean;
   /** Other than expected; for the notes. */
   readonly note?: string;
 }

@@ -26,6 +26,11 @@ export interface BlockDevice {
    * unmapping write-zeroes (which ext4 uses for file contents) as one and the same PUNCH_HOLE.
    */
   writeZeroes(offset: number, length: number, options?: { unmap?: boolean }): void;
+  /**
+   * Space for `length` bytes at `offset` that are about to be written, where there is none yet: a long write is faster so. What
+   * they read as does not change. Advice, but ENOSPC is thrown.
+   */
+  allocate?(offset: number, length: number): void;
   /** The extent that byte `offset` (< size) lies in, for SEEK_DATA and SEEK_HOLE. Left out: all of it is data. */
   extentAt?(offset: number): Extent;
 }

@@ -1,6 +1,6 @@
 /**
  * A regular file or a block device as a BlockDevice. The descriptor is opened once, on the main thread; every
- * thread builds its own FileDevice over the same descriptor number, so nothing here keeps state.
+ * thread builds its own FileDevice over the same descriptor number, so nothing here keeps state that must agree.
  *
  * I/O is buffered: a write is in the page cache (safe from kill -9) when it returns and durable after a flush.
  */
@@ -44,6 +44,8 @@ export class FileDevice implements BlockDevice {
   readonly size: number;
   private readonly fd: number;
   private readonly path: string;
+  /** False once the medium has refused: a block device, some file systems. */
+  private canAllocate = true;
 
   constructor(file: FileDescription) {
     this.fd = file.fd;
@@ -73,7 +75,7 @@ export class FileDevice implements BlockDevice {
 
   discard(offset: number, length: number): void {
     try {
-      this.allocate(FALLOC_PUNCH_HOLE, offset, length);
+      this.fallocate(FALLOC_PUNCH_HOLE, offset, length);
     } catch (error) {
       // A TRIM is advice: a medium that cannot take it has still done all that was asked.
       if (!isUnsupported(error)) throw error;
@@ -82,12 +84,22 @@ export class FileDevice implements BlockDevice {
 
   writeZeroes(offset: number, length: number, { unmap = false } = {}): void {
     try {
-      const { start, end } = this.allocate(unmap ? FALLOC_PUNCH_HOLE : FALLOC_ZERO_RANGE, offset, length);
+      const { start, end } = this.fallocate(unmap ? FALLOC_PUNCH_HOLE : FALLOC_ZERO_RANGE, offset, length);
       this.writeOutZeroes(offset, start - offset);
       this.writeOutZeroes(end, offset + length - end);
     } catch (error) {
       if (unmap || !isUnsupported(error)) throw error;
       this.writeOutZeroes(offset, length);
+    }
+  }
+
+  allocate(offset: number, length: number): void {
+    if (!this.canAllocate) return;
+    try {
+      fallocate(this.fd, FALLOC_KEEP_SIZE, offset, length);
+    } catch (error) {
+      if (error instanceof SystemCallError && error.code === 'ENOSPC') throw error;
+      this.canAllocate = false;
     }
   }
 
@@ -108,7 +120,7 @@ export class FileDevice implements BlockDevice {
    * fallocate, on as much of the range as the medium takes: the part from `start` to `end`. A file takes any range, a
    * block device whole blocks of its own; it refuses others with EINVAL.
    */
-  private allocate(mode: number, offset: number, length: number): { start: number; end: number } {
+  private fallocate(mode: number, offset: number, length: number): { start: number; end: number } {
     try {
       fallocate(this.fd, mode | FALLOC_KEEP_SIZE, offset, length);
       return { start: offset, end: offset + length };

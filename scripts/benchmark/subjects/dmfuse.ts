@@ -77,6 +77,12 @@ export class DmfuseMount {
     await writeControl(this.path(name, 'state'), String(state));
   }
 
+  /** Makes what was written durable. */
+  async flush(name: string): Promise<void> {
+    const device = await open(this.path(name, 'device'), 'r+');
+    await device.sync().finally(() => device.close());
+  }
+
   /** True when the kernel does the I/O of a new open itself: then the lanes count nothing. */
   async passesThrough(name: string): Promise<boolean> {
     const before = await readFile(this.path(name, 'stats'), 'utf8');
@@ -91,20 +97,22 @@ async function writeControl(path: string, line: string): Promise<void> {
 }
 
 /**
- * `table` gets the image ready and gives the table line; `prepare` gets a mount with the target `device` and returns when it
+ * `table` makes what the target needs besides the image and gives the table line; `prepare` gets a mount with the target `device` and returns when it
  * is in its state.
  */
 function dmfuse(
   name: string,
   description: string,
-  table: (path: string, lab: Lab, image: Image) => string | Promise<string>,
+  table: (lab: Lab, image: Image) => string | Promise<string>,
   {
     prepare = async () => {},
     passthrough = false,
+    ownFiles = false,
     judged = true,
   }: {
     prepare?: (mount: DmfuseMount, image: Image) => Promise<void>;
     passthrough?: boolean;
+    ownFiles?: boolean;
     judged?: boolean;
   } = {},
 ): Subject {
@@ -115,10 +123,10 @@ function dmfuse(
     missing: async () => undefined,
     async start(lab, image): Promise<Served> {
       const mount = await DmfuseMount.start(lab);
-      await mount.create('device', await table(quoteWord(image.path), lab, image));
+      await mount.create('device', await table(lab, image));
       await prepare(mount, image);
       const path = mount.path('device', 'device');
-      if (!passthrough) return { path, cache: 'server' };
+      if (!passthrough) return { path, cache: 'server', ownFiles };
       if (await mount.passesThrough('device')) return { path, cache: 'own' };
       return { path, cache: 'server', note: 'no FUSE passthrough here (Linux 6.9): served by the lanes' };
     },
@@ -140,28 +148,46 @@ async function committed(mount: DmfuseMount, image: Image): Promise<void> {
   await mount.changeState('device', 2);
 }
 
-/** What is on the image gets checksums. */
-async function formatted(path: string, lab: Lab, image: Image): Promise<string> {
-  await lab.run(process.execPath, [COMMAND, 'csum', 'format', '--force', image.path]);
-  return `csum ${path} 0`;
+/** A table that needs nothing but the image. */
+function plain(table: (path: string) => string): (lab: Lab, image: Image) => string {
+  return (_lab, image) => table(quoteWord(image.path));
 }
 
-async function formattedApart(path: string, lab: Lab, image: Image): Promise<string> {
-  const tables = scratchFile(lab, 'tables');
+/** A volume of its own: the reference writes to the image, which csum would rightly call corrupt. */
+async function formatted(lab: Lab, image: Image): Promise<string> {
+  const data = await scratchDisk(lab, 'data', image.sizeBytes);
+  await lab.run(process.execPath, [COMMAND, 'csum', 'format', data]);
+  return `csum ${quoteWord(data)} 0`;
+}
+
+async function formattedApart(lab: Lab, image: Image): Promise<string> {
+  const data = await scratchDisk(lab, 'data', image.sizeBytes);
   // Two sectors for 62, and three more.
-  await writeFile(tables, '');
-  await truncate(tables, Math.ceil(image.sizeBytes / 62) * 2 + 4096);
-  await lab.run(process.execPath, [COMMAND, 'csum', 'format', '--force', image.path, tables]);
-  return `csum ${path} 0 ${quoteWord(tables)} 0`;
+  const tables = await scratchDisk(lab, 'tables', Math.ceil(image.sizeBytes / 62) * 2 + 4096);
+  await lab.run(process.execPath, [COMMAND, 'csum', 'format', data, tables]);
+  return `csum ${quoteWord(data)} 0 ${quoteWord(tables)} 0`;
+}
+
+async function fill(mount: DmfuseMount, image: Image): Promise<void> {
+  await overwrite(mount.path('device', 'device'), image.regionBytes);
+  await mount.flush('device');
 }
 
 /** A new layer on the image. */
-async function layered(path: string, lab: Lab, image: Image): Promise<string> {
+async function layered(lab: Lab, image: Image): Promise<string> {
   const layer = scratchFile(lab, 'layer');
   const bitmap = `${layer}.bitmap`;
   lab.defer(async () => void (await lab.run('rm', ['-f', bitmap])));
   await lab.run(process.execPath, [COMMAND, 'cow', 'create', image.path, layer]);
-  return `cow ${path} 0 ${quoteWord(bitmap)} ${quoteWord(layer)} 0`;
+  return `cow ${quoteWord(image.path)} 0 ${quoteWord(bitmap)} ${quoteWord(layer)} 0`;
+}
+
+/** A sparse file. */
+async function scratchDisk(lab: Lab, name: string, bytes: number): Promise<string> {
+  const path = scratchFile(lab, name);
+  await writeFile(path, '');
+  await truncate(path, bytes);
+  return path;
 }
 
 function scratchFile(lab: Lab, name: string): string {
@@ -181,20 +207,50 @@ async function ownAll(mount: DmfuseMount, image: Image): Promise<void> {
 export const cowFresh = dmfuse('cow-fresh', 'cow, a fresh layer on the image', layered, { judged: false });
 
 export const dmfuseSubjects: readonly Subject[] = [
-  dmfuse('linear-passthrough', 'linear, I/O passed through by the kernel', (path) => `linear ${path} 0`, {
-    passthrough: true,
+  dmfuse(
+    'linear-passthrough',
+    'linear, I/O passed through by the kernel',
+    plain((path) => `linear ${path} 0`),
+    {
+      passthrough: true,
+    },
+  ),
+  dmfuse(
+    'linear-lanes',
+    'linear, I/O served by the lanes',
+    plain((path) => `linear ${path} 0 1 no_passthrough`),
+  ),
+  dmfuse(
+    'bow-0',
+    'bow before the checkpoint',
+    plain((path) => `bow ${path}`),
+    { judged: false },
+  ),
+  dmfuse(
+    'bow-1',
+    'bow after the checkpoint, every block changed already',
+    plain((path) => `bow ${path}`),
+    {
+      prepare: steadyState1,
+    },
+  ),
+  dmfuse(
+    'bow-2',
+    'bow committed, opened anew',
+    plain((path) => `bow ${path}`),
+    {
+      prepare: committed,
+      passthrough: true,
+    },
+  ),
+  dmfuse('csum', 'csum, tables among the data', formatted, { prepare: fill, ownFiles: true }),
+  dmfuse('csum-imd', 'csum, tables on a device of their own', formattedApart, {
+    prepare: fill,
+    ownFiles: true,
   }),
-  dmfuse('linear-lanes', 'linear, I/O served by the lanes', (path) => `linear ${path} 0 1 no_passthrough`),
-  dmfuse('bow-0', 'bow before the checkpoint', (path) => `bow ${path}`, { judged: false }),
-  dmfuse('bow-1', 'bow after the checkpoint, every block changed already', (path) => `bow ${path}`, {
-    prepare: steadyState1,
+  dmfuse('cow', 'cow, every block held by the top layer already', layered, {
+    prepare: ownAll,
+    ownFiles: true,
   }),
-  dmfuse('bow-2', 'bow committed, opened anew', (path) => `bow ${path}`, {
-    prepare: committed,
-    passthrough: true,
-  }),
-  dmfuse('csum', 'csum, tables among the data', formatted),
-  dmfuse('csum-imd', 'csum, tables on a device of their own', formattedApart),
-  dmfuse('cow', 'cow, every block held by the top layer already', layered, { prepare: ownAll }),
   cowFresh,
 ];

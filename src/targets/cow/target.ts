@@ -15,6 +15,8 @@ import { TopBitmap } from './top.js';
 const COMMIT_INTERVAL_MS = 1000;
 /** Bytes that are zeroed at a time: who waits for the lock gets it in between. */
 const ZEROES_STEP = 64 << 20;
+/** Bytes of a write from which on it pays to ask for their space at once: a sparse file finds it page by page otherwise. */
+const ALLOCATE_BYTES = 128 << 10;
 /** Sectors that one `extentAt` looks at in the bits. */
 const EXTENT_SECTORS = 1 << 17;
 
@@ -48,7 +50,12 @@ export class CowTarget implements Target {
   }
 
   write(offset: number, from: Uint8Array): void {
-    this.change(offset, from.length, (at) => this.written.device.write(at, from));
+    const { device } = this.written;
+    this.change(offset, from.length, (at) => {
+      if (from.length >= ALLOCATE_BYTES && this.isFresh(offset, from.length))
+        device.allocate?.(at, from.length);
+      device.write(at, from);
+    });
   }
 
   flush(): void {
@@ -161,6 +168,12 @@ export class CowTarget implements Target {
     } finally {
       lock.unlockExclusive();
     }
+  }
+
+  /** Whether the top layer does not hold all of a range yet. */
+  private isFresh(offset: number, length: number): boolean {
+    const first = Math.floor(offset / SECTOR_BYTES);
+    return this.top !== undefined && !this.top.holdsAll(first, Math.floor((offset + length) / SECTOR_BYTES));
   }
 
   /** Whether [from, to) covers a sector in part that the top layer does not hold. */
