@@ -120,6 +120,14 @@ export class Table {
     return this.storedCrc === this.computedCrc;
   }
 
+  /** Bytes 1, 4 to 7 and 504 to 511, to which a table that is written has zeros [2]. */
+  clearUnused(): void {
+    this.bytes
+      .fill(0, 1, 2)
+      .fill(0, 4, 8)
+      .fill(0, TUPLES_AT + TUPLE_BYTES * GROUP_SECTORS);
+  }
+
   /** To be called after the last change of a tuple. */
   seal(): void {
     this.view.setUint16(CRC_AT, this.computedCrc, this.littleEndian);

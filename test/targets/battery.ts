@@ -42,9 +42,10 @@ export interface Subject<T extends Target = Target, Descriptor = unknown> {
   readonly args: (device: string) => string;
   /** LENGTH of the table, sectors. */
   readonly length?: number;
-  /** Bytes of the device below. */
+  /** Bytes of the device below; without `content`, which makes of so many what it is to hold. */
   readonly bytes: number;
-  /** Further devices that `args` names; new ones for each target. */
+  readonly content?: (random: Uint8Array) => Uint8Array;
+  /** Further devices that `args` names; new ones for each target, asked for after `content`. */
   readonly devices?: () => Devices;
   /** Brings a new target to the state that is meant. */
   readonly prepare?: (rig: Rig<T, Descriptor>, rng: Prng) => void;
@@ -85,7 +86,7 @@ export function testPromises<T extends Target, Descriptor>(
     const content = rng.bytes(subject.bytes);
     // Zeros too, so that holes of the medium below have a chance.
     content.fill(0, subject.bytes >> 1, (subject.bytes * 5) >> 3);
-    return content;
+    return subject.content?.(content) ?? content;
   };
   const promise: Promises<T, Descriptor> = { subject, make, start };
 

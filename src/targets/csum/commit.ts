@@ -11,7 +11,6 @@
  * csum-I3  Requests read what is staged until all of it is durable: a failed commit loses nothing, and the next one does
  *          again what may not have landed.
  */
-import { DmError } from '../../errors.js';
 import { crcOfSector } from '../../formats/crc16.js';
 import { dataOffset, GROUP_SECTORS, pairOffset, sectorsIn, type Table } from '../../formats/csum.js';
 import { SECTOR_BYTES } from '../../units.js';
@@ -30,7 +29,10 @@ export class Committer {
     this.pair = new Pair(state.volume, state.imd);
   }
 
-  /** Makes all that was staged before the call durable. Throws what the devices throw; then all is staged still. */
+  /**
+   * Makes all that was staged before the call durable, but for what `losses` counts. Throws what the devices throw; then all
+   * is staged still.
+   */
   commit(): void {
     this.state.commits.join(() => this.run());
   }
@@ -40,13 +42,13 @@ export class Committer {
     if (this.state.isSettled(group)) return;
     this.state.commits.alone(() => {
       // After a failure only a commit may, which begins with a flush.
-      if (!this.state.hasFailed) this.settle([group]);
+      if (!this.state.hasFailed) this.orFail(() => this.settle([group]));
     });
   }
 
   private run(): void {
     const { state } = this;
-    try {
+    this.orFail(() => {
       if (state.hasFailed) this.flushBoth();
       if (!state.sealed.isEmpty) this.empty(state.sealed);
       if (!state.active.isEmpty) {
@@ -54,8 +56,15 @@ export class Committer {
         this.empty(state.sealed);
       }
       state.hasFailed = false;
+    });
+  }
+
+  /** Who fails leaves word: what it has written may not be durable, and the next commit has to see to it (csum-I2). */
+  private orFail(work: () => void): void {
+    try {
+      work();
     } catch (error) {
-      state.hasFailed = true;
+      this.state.hasFailed = true;
       throw error;
     }
   }
@@ -82,24 +91,28 @@ export class Committer {
       lock.unlockExclusive();
     }
     stage.reset();
-    const lost = groups.find((group) => !writable.includes(group));
-    if (lost !== undefined) {
-      throw new DmError(
-        'EIO',
-        `csum: both tables of group ${lost} are damaged: what was written to it is lost`,
-      );
-    }
   }
 
   /** Step 0, [7.2]: an update of its own, for the new table of a group overwrites the only other record of its data. */
   private settle(groups: readonly number[]): void {
     const { state } = this;
-    const repaired = groups.filter(
-      (group) => !state.isSettled(group) && this.withLock(group, () => this.repair(group)),
-    );
+    const unsettled = groups.filter((group) => !state.isSettled(group));
+    if (unsettled.length === 0) return;
+    if (state.hasFailed) {
+      // A flush that failed may have given up a table that reads show still, and the repair goes over the other one.
+      for (const group of unsettled) this.withLock(group, () => this.writeNewerAgain(group));
+      state.imd.flush();
+    }
+    const repaired = unsettled.filter((group) => this.withLock(group, () => this.repair(group)));
     if (repaired.length === 0) return;
     state.imd.flush();
-    for (const group of repaired) this.withLock(group, () => state.setSettled(group, true));
+    for (const group of repaired) this.withLock(group, () => this.setSettled(group));
+  }
+
+  /** From now on only the newer brother counts, also for who has both cached. */
+  private setSettled(group: number): void {
+    this.state.setSettled(group, true);
+    this.state.tableChanged(group);
   }
 
   /** True when a repair was written, and is to be flushed. */
@@ -115,7 +128,7 @@ export class Committer {
       if (crcOfSector(sectorWords, 0) === older.crc(k)) wrong.push(k);
     }
     if (wrong.length === 0) {
-      state.setSettled(group, true);
+      this.setSettled(group);
       return false;
     }
     this.update(group, newer!, (table) => {
@@ -132,12 +145,15 @@ export class Committer {
     return this.withLock(group, () => {
       pair.read(group);
       reportDamage(state, group, pair);
-      if (pair.newer === undefined) return false;
+      if (pair.newer === undefined) {
+        state.countLoss();
+        state.raise(`write_lost group=${group}`);
+        return false;
+      }
       const written = stage.writtenCounter(entry);
       if (written === pair.newer.counter) {
         // A commit that failed wrote it, and the flush may have lost it.
-        const at = pairOffset(state.volume, group) + (1 - pair.olderIndex) * SECTOR_BYTES;
-        state.imd.write(at, pair.newer.bytes);
+        this.writeNewer(group);
         return true;
       }
       const wasSettled = state.isSettled(group);
@@ -152,12 +168,25 @@ export class Committer {
     });
   }
 
+  private writeNewerAgain(group: number): void {
+    this.pair.read(group);
+    if (this.pair.newer !== undefined) this.writeNewer(group);
+  }
+
+  /** Writes the newer brother of the group that was read where it is. */
+  private writeNewer(group: number): void {
+    const { state, pair } = this;
+    const at = pairOffset(state.volume, group) + (1 - pair.olderIndex) * SECTOR_BYTES;
+    state.imd.write(at, pair.newer!.bytes);
+  }
+
   /** Writes the next table of the group that was read, over its older brother; gives its counter. */
   private update(group: number, table: Table, change: (table: Table) => void): number {
     const { state, pair } = this;
     const { olderIndex } = pair;
     table.counter += 1;
     change(table);
+    table.clearUnused();
     table.seal();
     state.tableChanged(group);
     state.imd.write(pairOffset(state.volume, group) + olderIndex * SECTOR_BYTES, table.bytes);

@@ -32,16 +32,17 @@
  * is trusted, volume.ts how a volume is known, format.ts and check.ts the offline side; formats/csum.ts the bytes.
  */
 import { randomBytes } from 'node:crypto';
+import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
-import type { Volume } from '../../formats/csum.js';
+import { GROUP_SECTORS, groupsOf, type Volume } from '../../formats/csum.js';
 import { parseCount } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { TargetType } from '../target.js';
 import { csumFiles } from './controls.js';
 import type { Areas } from './groups.js';
-import { type CsumDescriptor, createShared, stageLimits } from './state.js';
+import { type CsumDescriptor, createShared, MAX_GROUPS, stageLimits } from './state.js';
 import { CsumTarget } from './target.js';
-import { findVolume, writeSuperblock } from './volume.js';
+import { findVolume, readReserved, writeSuperblock } from './volume.js';
 
 export const csum: TargetType<CsumDescriptor, CsumTarget> = {
   name: 'csum',
@@ -67,7 +68,14 @@ export const csum: TargetType<CsumDescriptor, CsumTarget> = {
         `${dataPath}: the volume has ${volume.sectors} sectors, the table wants ${sectors}`,
       );
     }
-    const id = found.superblock?.id ?? new Uint8Array(randomBytes(16));
+    if (groupsOf(volume) > MAX_GROUPS) {
+      const most = MAX_GROUPS * GROUP_SECTORS;
+      throw new DmError(
+        'EINVAL',
+        `${dataPath}: a volume of ${volume.sectors} sectors is too large: ${most} at most`,
+      );
+    }
+    const id = found.superblock?.id ?? firstId(devices.imd, imdStart, imdPath);
     markInUse(devices, volume, id, found.isClean);
     return {
       data,
@@ -86,6 +94,14 @@ export const csum: TargetType<CsumDescriptor, CsumTarget> = {
 };
 
 /**
+ * The id of a volume that had none. With an imd area it is what stands in the place of an id there: so the two belong together
+ * as soon as the data area has its superblock, and a power cut between the two leaves no strangers.
+ */
+function firstId(imd: BlockDevice | undefined, imdStart: number, imdPath = ''): Uint8Array {
+  return imd ? readReserved('imd', imd, imdStart, imdPath).id.slice() : new Uint8Array(randomBytes(16));
+}
+
+/**
  * From here on an update may be half done. What a daemon before us wrote and did not flush is made durable first: commits
  * judge by what they read (csum-I2).
  */
@@ -95,7 +111,9 @@ function markInUse(areas: Areas, volume: Volume, id: Uint8Array, isClean: boolea
     data.flush();
     imd?.flush();
   }
-  writeSuperblock(areas, volume, { ...volume, state: 'in-use', groupsFormatted: 0, id });
+  const superblock = { ...volume, state: 'in-use' as const, groupsFormatted: 0, id };
+  writeSuperblock({ data }, volume, superblock);
   data.flush();
+  writeSuperblock({ imd }, volume, superblock);
   imd?.flush();
 }

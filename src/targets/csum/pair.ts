@@ -61,7 +61,13 @@ export class Pair {
       else this.lost |= 1 << index;
     }
     const [m1, m2] = this.tables;
-    if (this.lost === 0) this.set(newerOf(m1.counter, m2.counter), true);
+    const newer = newerOf(m1.counter, m2.counter);
+    if (this.lost === 0 && newer === undefined && (this.corrected === 1 || this.corrected === 2)) {
+      // One sector of garbage in sixteen looks as if one bit of it were wrong. Beside a sound brother that does not fit it is one.
+      this.lost = this.corrected;
+      this.corrected = 0;
+    }
+    if (this.lost === 0) this.set(newer, true);
     else this.set(this.lost === 1 ? 1 : this.lost === 2 ? 0 : undefined, false);
   }
 

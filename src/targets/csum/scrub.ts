@@ -22,6 +22,8 @@ export class Scrub {
   private state: ScrubState = 'idle';
   private groupsDone = 0;
   private groupsBad = 0;
+  /** Which start it was: a run that sleeps while it is stopped and started again is over. */
+  private runs = 0;
 
   constructor(
     private readonly groups: number,
@@ -35,7 +37,7 @@ export class Scrub {
       this.state = 'running';
       this.groupsDone = 0;
       this.groupsBad = 0;
-      void this.run();
+      void this.run(++this.runs);
     } else if (text === 'stop') {
       this.stop();
     } else {
@@ -54,10 +56,10 @@ export class Scrub {
     return `state ${state}\npercent ${percent}\ngroups ${groups}\ngroups_done ${groupsDone}\ngroups_bad ${groupsBad}\n`;
   }
 
-  private async run(): Promise<void> {
+  private async run(number: number): Promise<void> {
     const { work } = this;
     let requests = work.requests();
-    while (this.state === 'running') {
+    while (this.state === 'running' && this.runs === number) {
       const began = performance.now();
       const end = Math.min(this.groups, this.groupsDone + STEP);
       for (; this.groupsDone < end; this.groupsDone++) {

@@ -3,14 +3,15 @@
  * fill one while a commit empties the other.
  *
  *   ENTRIES, SLOTS   how many are taken
- *   keys             open hashing: group + 1, or 0
+ *   keys             open hashing: group + 1, 0 for a free one, GONE for one that was cleared
  *   written          for each key: 0, or 256 + the counter of the table that a commit has written for it
  *   places           for each key, for each sector of the group: 0 nothing staged, 1 zeros, 2 + s the slot s
  *   crcs, data       for each slot: the CRC of its sector, and the sector
  *
  * stage-I1  What belongs to a group (places, its slots' contents) is changed under the group's stripe lock, held
  *           exclusively; keys and slots are handed out by Atomics alone.
- * stage-I2  Places are cleared under that lock before a slot is used again, so a reader never sees another sector's bytes.
+ * stage-I2  Places are cleared under that lock before a slot is used again, so a reader never sees another sector's bytes. And
+ *           the key with them: an entry is found only while it cannot be given to another group.
  */
 
 import { crcOfSector } from '../../formats/crc16.js';
@@ -20,6 +21,8 @@ import { SECTOR_BYTES } from '../../units.js';
 const ENTRIES = 0;
 const SLOTS = 1;
 const KEYS_AT = 2;
+
+const GONE = -1;
 
 const NOTHING = 0;
 const ZEROS = 1;
@@ -182,7 +185,7 @@ export class Stage {
 
   /** The groups that have entries, ascending. */
   groups(): Int32Array {
-    const found = this.words.slice(KEYS_AT, KEYS_AT + this.keyCount).filter((key) => key !== 0);
+    const found = this.words.slice(KEYS_AT, KEYS_AT + this.keyCount).filter((key) => key > 0);
     for (let i = 0; i < found.length; i++) found[i]!--;
     return found.sort();
   }
@@ -201,6 +204,8 @@ export class Stage {
   clear(entry: number): void {
     this.places.fill(NOTHING, entry * GROUP_SECTORS, (entry + 1) * GROUP_SECTORS);
     this.written[entry] = 0;
+    // Or who gets the lock next finds it, and holds it still when it is another group's.
+    Atomics.store(this.words, KEYS_AT + entry, GONE);
   }
 
   /** Makes an empty stage of one whose entries are all cleared, and which nobody fills. */
@@ -214,10 +219,13 @@ export class Stage {
 
   /** The first of `count` slots that follow each other; -1 when there is no room. */
   private takeSlots(count: number): number {
-    const first = Atomics.add(this.words, SLOTS, count);
-    if (first + count <= this.limits.slots) return first;
-    Atomics.sub(this.words, SLOTS, count);
-    return -1;
+    const { words, limits } = this;
+    // Not added and taken back: between the two another thread could take slots twice.
+    for (;;) {
+      const first = Atomics.load(words, SLOTS);
+      if (first + count > limits.slots) return -1;
+      if (Atomics.compareExchange(words, SLOTS, first, first + count) === first) return first;
+    }
   }
 
   private first(group: number): number {

@@ -19,6 +19,9 @@ const STRIPES = 1024;
 const STAGE_SLOTS = 65_536;
 const STAGE_GROUPS = 16_384;
 
+/** 64 TiB of data: in a stage a group's number plus 1 is a 32-bit word. */
+export const MAX_GROUPS = 2 ** 31 - 2;
+
 export interface CsumDescriptor {
   readonly data: Backing;
   /** The device with the tables; undefined when they are interleaved with the data. */
@@ -42,7 +45,9 @@ const ACTIVE = COMMITS + Commits.WORDS;
 const FAILED = ACTIVE + 1;
 const REQUESTS = ACTIVE + 2;
 const WAKE = ACTIVE + 3;
-const LOCKS = ACTIVE + 4;
+const LOSSES = ACTIVE + 4;
+const LOSSES_TOLD = ACTIVE + 5;
+const LOCKS = ACTIVE + 6;
 const VERSIONS = LOCKS + STRIPES * RwLock.WORDS;
 const LIST = VERSIONS + STRIPES;
 const WORDS_BYTES = Math.ceil(((LIST + BadList.WORDS) * 4) / 8) * 8;
@@ -175,6 +180,24 @@ export class CsumState {
 
   set hasFailed(failed: boolean) {
     Atomics.store(this.words, FAILED, failed ? 1 : 0);
+  }
+
+  /** Goes up when a commit gives up what was written to a group, for its tables are damaged. */
+  get losses(): number {
+    return Atomics.load(this.words, LOSSES);
+  }
+
+  countLoss(): void {
+    Atomics.add(this.words, LOSSES, 1);
+  }
+
+  /** `losses` as of the last flush that told of one. */
+  get lossesTold(): number {
+    return Atomics.load(this.words, LOSSES_TOLD);
+  }
+
+  set lossesTold(losses: number) {
+    Atomics.store(this.words, LOSSES_TOLD, losses);
   }
 
   /** Goes up with every request for data: background work makes room when it does. */

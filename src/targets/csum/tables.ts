@@ -42,7 +42,9 @@ export class Tables {
     const { state, cache } = this;
     const version = state.versionOf(group);
     const cached = cache.get(group);
-    if (cached !== undefined && this.versions[cached] === version) return cached;
+    // What could not be trusted is looked at again: else threads that saw it at different times would not agree.
+    const isTrusted = cached !== undefined && this.says[cached] !== NOTHING;
+    if (isTrusted && this.versions[cached] === version) return cached;
     this.pair.read(group);
     reportDamage(state, group, this.pair);
     const entry = cached ?? this.freeEntries.pop()!;
@@ -68,7 +70,9 @@ export class Tables {
 
   /** Whether a group may be written: whether it had a table in order when it was last looked at. Its lock is held. */
   isWritable(group: number): boolean {
-    return this.says[this.cache.get(group) ?? this.of(group)] !== NOTHING;
+    const cached = this.cache.get(group);
+    if (cached !== undefined && this.says[cached] !== NOTHING) return true;
+    return this.says[this.of(group)] !== NOTHING;
   }
 
   /** The next look at the group is one at the medium. */
@@ -77,9 +81,10 @@ export class Tables {
   }
 
   private decode(entry: number, isSettled: boolean): void {
-    const { newer, older, corrected } = this.pair;
+    const { newer, older, olderIndex, corrected } = this.pair;
     // What a corrected bit was is inferred, so the other brother's word counts as well.
-    const eitherMayBeRight = older !== undefined && (!isSettled || corrected !== 0);
+    const isInferred = (corrected & ~(1 << olderIndex)) !== 0;
+    const eitherMayBeRight = older !== undefined && (!isSettled || isInferred);
     this.says[entry] = newer === undefined ? NOTHING : eitherMayBeRight ? EITHER : NEWER;
     if (newer !== undefined) copyCrcs(newer, this.newer, entry);
     if (eitherMayBeRight) copyCrcs(older, this.older, entry);

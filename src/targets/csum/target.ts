@@ -88,7 +88,17 @@ export class CsumTarget implements Target {
   }
 
   flush(): void {
+    const { state } = this;
+    // Before the commit: of two flushes that wait for the same one, both have to tell.
+    const told = state.lossesTold;
     this.committer.commit();
+    const { losses } = state;
+    if (losses === told) return;
+    state.lossesTold = losses;
+    throw new DmError(
+      'EIO',
+      'csum: both tables of a group are damaged: what was written to it is lost; `errors` names it',
+    );
   }
 
   /** Reads as zeros from now on: the table has to say what the data is. */
@@ -128,7 +138,7 @@ export class CsumTarget implements Target {
         const { wakes } = state;
         if (failure !== '' || !state.active.isHalfFull) await state.awaitWake(wakes, COMMIT_EVERY_MS);
         else await nextTurn();
-        const isIdle = state.active.isEmpty && state.sealed.isEmpty;
+        const isIdle = state.active.isEmpty && state.sealed.isEmpty && !state.hasFailed;
         const isRecent = state.commits.done !== done && !state.active.isHalfFull;
         done = state.commits.done;
         if (!attends || isIdle || isRecent) continue;
