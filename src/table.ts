@@ -36,6 +36,11 @@ export function quoteWord(word: string): string {
   return word.replace(/[\s\\]/g, '\\$&');
 }
 
+/** What a command line calls a `<dev>`: `@NAME`, another target, by its device file in the mount. */
+export function commandWord(device: string): string {
+  return quoteWord(device.startsWith('@') ? `MNT/${device.slice(1)}/device` : device);
+}
+
 /** A decimal count of a table line or a control file. Throws EINVAL naming `what`. */
 export function parseCount(word: string, what: string): number {
   const value = Number(word);

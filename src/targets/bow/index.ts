@@ -41,7 +41,7 @@
  */
 import { DmError } from '../../errors.js';
 import { sniffMagic } from '../../formats/bow-log.js';
-import { parseCount, takeGroup } from '../../table.js';
+import { commandWord, parseCount, takeGroup } from '../../table.js';
 import { isPowerOfTwo, SECTOR_BYTES } from '../../units.js';
 import type { CreateContext, TargetType } from '../target.js';
 import { bowFiles } from './controls.js';
@@ -74,7 +74,7 @@ export const bow: TargetType<BowDescriptor, BowTarget> = {
       throw new DmError(
         'EBUSY',
         `${device} holds the log of a checkpoint that was neither committed nor rolled back: run ` +
-          `\`dmfuse bow restore ${device}\` first`,
+          `\`dmfuse bow restore ${commandWord(device)}\` first`,
       );
     }
     return { backing, size, blockSize, ...createShared(size, blockSize) };

@@ -27,7 +27,7 @@ import {
   Table,
   type Volume,
 } from '../../formats/csum.js';
-import { quoteWord } from '../../table.js';
+import { commandWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import { type Areas, eachPair } from './groups.js';
 
@@ -172,10 +172,8 @@ export function checkRoom(
 
 /** What comes after `dmfuse csum format` for these devices. */
 export function formatArgs({ dataPath, imdPath, dataStart, imdStart }: Places): string {
-  // Another target is formatted through its device file.
-  const name = (path: string) => quoteWord(path.startsWith('@') ? `MNT/${path.slice(1)}/device` : path);
-  const words = [name(dataPath)];
-  if (imdPath !== undefined) words.push(name(imdPath));
+  const words = [commandWord(dataPath)];
+  if (imdPath !== undefined) words.push(commandWord(imdPath));
   if (dataStart > 0) words.push(`--offset ${dataStart / SECTOR_BYTES}`);
   if (imdPath !== undefined && imdStart > 0) words.push(`--imd-offset ${imdStart / SECTOR_BYTES}`);
   return words.join(' ');
