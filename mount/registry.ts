@@ -22,6 +22,8 @@ export interface LiveTarget {
   /** Main's own view. */
   readonly target: Target;
   readonly stats: SharedArrayBuffer;
+  /** Its number among all that were loaded: what it stands on has a lower one. */
+  readonly loaded: number;
   /** Ends its work in the background. */
   readonly dismiss: () => void;
 }
@@ -58,6 +60,7 @@ export class Registry {
   private readonly slotsById = new Map<number, Slot>();
   private readonly backings: Backings;
   private lastId = 0;
+  private lastLoaded = 0;
   private lastLoad: Promise<void> = Promise.resolve();
 
   constructor(private readonly options: RegistryOptions) {
@@ -161,7 +164,8 @@ export class Registry {
   close(): string[] {
     const failures = this.flushAll();
     // Those that stand on others first.
-    for (const { live } of this.all().reverse()) if (live) close(live);
+    const targets = this.all().flatMap(({ live }) => live ?? []);
+    for (const live of targets.sort((a, b) => b.loaded - a.loaded)) close(live);
     return failures;
   }
 
@@ -208,7 +212,7 @@ export class Registry {
     };
     const target = openTarget(device, targetById, raise);
     const dismiss = target.attend?.() ?? (() => {});
-    slot.live = { type, target, stats: device.stats, dismiss };
+    slot.live = { type, target, stats: device.stats, loaded: ++this.lastLoaded, dismiss };
     this.options.announce({ kind: 'add', device });
   }
 }
