@@ -19,6 +19,8 @@ export interface Section {
   readonly rampSeconds: number;
   /** True: each job has a part of the region and touches each block once at most; false: all have all of it. */
   readonly once: boolean;
+  /** True: one write and a flush, so that nothing is dirty when the next section begins. */
+  readonly settles?: boolean;
 }
 
 export type SectionResult =
@@ -78,7 +80,7 @@ function sectionArguments({
     `--size=${section.once ? partBytes : regionBytes}`,
     `--offset=${regionOffset}`,
     `--offset_increment=${section.once ? partBytes : 0}`,
-    ...(section.once ? [] : ['--time_based']),
+    ...(section.settles ? ['--number_ios=1', '--fsync=1'] : section.once ? [] : ['--time_based']),
     `--runtime=${Math.round(section.seconds * 1000)}ms`,
     `--ramp_time=${Math.round(section.rampSeconds * 1000)}ms`,
   ];

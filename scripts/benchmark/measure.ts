@@ -51,6 +51,7 @@ const rampSeconds = (seconds: number) => seconds / 5;
 /** Not measured: what a server that has just started still compiles, maps and caches would else be measured with it. */
 const WARM_UPS = [random('randread', 4), random('randwrite', 4)];
 const WARM_UP_SECONDS = 0.3;
+const SETTLE = random('randwrite', 1);
 
 /** All rounds of all subjects; none of them missing. */
 export async function measureSubjects(
@@ -125,7 +126,14 @@ class Session {
     if (warm.length === 0) return;
     await this.image.settle();
     await this.image.warm(this.image.regionBytes);
-    const sections = warm.flatMap((workload) => this.spots.map((spot) => this.section(workload, spot)));
+    const sections = warm.flatMap((workload) =>
+      this.spots.flatMap((spot) => {
+        const section = this.section(workload, spot);
+        // Some have what they took in still to write out, and would be measured with that.
+        const settle = { ...section, name: `settle.${section.name}`, workload: SETTLE, settles: true };
+        return workload.rw.endsWith('write') ? [settle, section] : [section];
+      }),
+    );
     const results = await runFio(this.lab, [
       ...WARM_UPS.flatMap((workload) => this.warmUp(workload)),
       ...sections,

@@ -78,8 +78,7 @@ export class Committer {
   private empty(stage: Stage): void {
     const { state } = this;
     const groups = stage.groups();
-    // What this stage has written a table for already is half done by itself.
-    this.settle([...groups].filter((group) => stage.writtenCounter(stage.find(group)) === undefined));
+    this.settle([...groups]);
     const writable = groups.filter((group) => this.writeTable(stage, group));
     state.imd.flush();
     for (const group of writable) this.writeData(stage, group);
@@ -123,7 +122,13 @@ export class Committer {
     const wrong: number[] = [];
     for (let k = 0; newer && older && k < sectorsIn(state.volume, group); k++) {
       if (newer.crc(k) === older.crc(k)) continue;
-      state.data.read(dataOffset(state.volume, group) + k * SECTOR_BYTES, sector);
+      try {
+        state.data.read(dataOffset(state.volume, group) + k * SECTOR_BYTES, sector);
+      } catch (error) {
+        // One bad sector must not keep all others from being committed for ever.
+        if (!state.hasFailed) throw error;
+        continue;
+      }
       // What matches neither is damage, and stays so.
       if (crcOfSector(sectorWords, 0) === older.crc(k)) wrong.push(k);
     }
@@ -156,13 +161,12 @@ export class Committer {
         this.writeNewer(group);
         return true;
       }
-      const wasSettled = state.isSettled(group);
       // Should the write fail, it may have landed.
       state.setSettled(group, false);
       const counter = this.update(group, pair.newer, (table) => {
         for (let k = 0; k < GROUP_SECTORS; k++) if (stage.has(entry, k)) table.setCrc(k, stage.crc(entry, k));
       });
-      state.setSettled(group, wasSettled);
+      state.setSettled(group, true);
       stage.setWrittenCounter(entry, counter);
       return true;
     });

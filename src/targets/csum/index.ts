@@ -76,7 +76,7 @@ export const csum: TargetType<CsumDescriptor, CsumTarget> = {
       );
     }
     const id = found.superblock?.id ?? firstId(devices.imd, imdStart, imdPath);
-    markInUse(devices, volume, id, found.isClean);
+    markInUse(devices, volume, id);
     return {
       data,
       imd,
@@ -102,15 +102,10 @@ function firstId(imd: BlockDevice | undefined, imdStart: number, imdPath = ''): 
 }
 
 /**
- * From here on an update may be half done. What a daemon before us wrote and did not flush is made durable first: commits
- * judge by what they read (csum-I2).
+ * From here on an update may be half done. The flushes also make durable what a daemon before us wrote and did not flush:
+ * commits judge by what they read (csum-I2).
  */
-function markInUse(areas: Areas, volume: Volume, id: Uint8Array, isClean: boolean): void {
-  const { data, imd } = areas;
-  if (!isClean) {
-    data.flush();
-    imd?.flush();
-  }
+function markInUse({ data, imd }: Areas, volume: Volume, id: Uint8Array): void {
   const superblock = { ...volume, state: 'in-use' as const, groupsFormatted: 0, id };
   writeSuperblock({ data }, volume, superblock);
   data.flush();

@@ -166,7 +166,7 @@ export class CsumTarget implements Target {
   /** Where no update is half done, the next start may trust the newer brothers alone. */
   close(): void {
     const { state, descriptor } = this;
-    const isPending = state.hasFailed || !state.active.isEmpty || !state.sealed.isEmpty;
+    const isPending = !state.active.isEmpty || !state.sealed.isEmpty;
     if (isPending || !state.areAllSettled) return;
     const { volume, id } = descriptor;
     const superblock = encodeSuperblock('data', { ...volume, state: 'clean', groupsFormatted: 0, id });

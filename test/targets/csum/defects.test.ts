@@ -3,8 +3,8 @@
  * which need a place in a mapped device (`model-P1` of target.test.ts has every alignment), 8, whose barriers are flushes
  * here (faults.test.ts), 11 (each group has its lock; an error leaves none held: the battery).
  *
- *   defect-P1  Section 8: A, B, A again, and a stop before its data has landed, is no corruption, now or after more updates.
- *   defect-P2  So it is for random updates and stops at any point, also on a volume that the reference has left.
+ *   crash-P1   Section 8: A, B, A again, and a stop before its data has landed, is no corruption, now or after more updates.
+ *   crash-P2   So it is for random updates and stops at any point, also on a volume that the reference has left.
  *   defect-PN  (the number of section 9's table) What the reference does wrong is not done.
  */
 import { describe, expect, it } from 'vitest';
@@ -20,7 +20,7 @@ import { attach, attachImages, type Layout } from './rig.js';
 const filled = (value: number, sectors = 1) => new Uint8Array(512 * sectors).fill(value);
 
 describe.each(LAYOUTS)('%s', (layout) => {
-  it('defect-P1: the sequence of section 8', async () => {
+  it('crash-P1: the sequence of section 8', async () => {
     const images = new Images({ layout });
     const power = new PowerSupply();
     const disks = images.bytes.map((image) => new SimulatedDisk(image, { power }));
@@ -53,7 +53,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
     }
   });
 
-  it('defect-P1: what the reference leaves of it is damage, told as such and of that sector alone', async () => {
+  it('crash-P1: what the reference leaves of it is damage, told as such and of that sector alone', async () => {
     const images = new Images({ layout });
     // A1 on the medium, M1 says A2, M2 says A0: nothing on the disk knows A1.
     images.data(10).set(filled(1));
@@ -70,7 +70,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
   });
 
   it.each([false, true])(
-    'defect-P2: random updates and stops; left by the reference: %s',
+    'crash-P2: random updates and stops; left by the reference: %s',
     async (isReference) => {
       for (let seed = 1; seed <= 60; seed++) await randomStops(layout, isReference, seed);
     },
