@@ -129,9 +129,9 @@ class Session {
     const sections = warm.flatMap((workload) =>
       this.spots.flatMap((spot) => {
         const section = this.section(workload, spot);
-        // Some have what they took in still to write out, and would be measured with that.
+        // Some have still to write out what they took in before, and would be measured with that.
         const settle = { ...section, name: `settle.${section.name}`, workload: SETTLE, settles: true };
-        return workload.rw.endsWith('write') ? [settle, section] : [section];
+        return [settle, section];
       }),
     );
     const results = await runFio(this.lab, [
