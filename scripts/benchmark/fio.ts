@@ -80,7 +80,7 @@ function sectionArguments({
     `--size=${section.once ? partBytes : regionBytes}`,
     `--offset=${regionOffset}`,
     `--offset_increment=${section.once ? partBytes : 0}`,
-    ...(section.settles ? ['--number_ios=1', '--fsync=1'] : section.once ? [] : ['--time_based']),
+    ...(section.settles ? ['--number_ios=1', '--end_fsync=1'] : section.once ? [] : ['--time_based']),
     `--runtime=${Math.round(section.seconds * 1000)}ms`,
     `--ramp_time=${Math.round(section.rampSeconds * 1000)}ms`,
   ];
