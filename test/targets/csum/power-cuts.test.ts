@@ -21,7 +21,7 @@ describe('cut-P1, cut-P2, cut-P3: a power cut at every operation', () => {
   it.each(['interleaved', 'separate'] as const)('%s', (layout) =>
     testPowerCuts({
       name: `csum, ${layout}`,
-      cuts: 12_000,
+      cuts: 6_000,
       seen,
       make: (rng, power) => makeSubject(rng, power, layout),
     }),
