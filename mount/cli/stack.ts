@@ -4,7 +4,7 @@
  */
 import { closeSync, existsSync } from 'node:fs';
 import { resolve } from 'node:path';
-import type { BlockDevice } from '../../src/device/block-device.js';
+import { type BlockDevice, extentOf } from '../../src/device/block-device.js';
 import { type FileDescription, FileDevice } from '../../src/device/file.js';
 import { type Access, inodeKey, statBacking } from '../../src/device/open.js';
 import { DmError } from '../../src/errors.js';
@@ -132,7 +132,7 @@ function withoutWrites(device: BlockDevice): BlockDevice {
   return {
     size: device.size,
     read: (offset, into) => device.read(offset, into),
-    extentAt: (offset) => device.extentAt?.(offset) ?? { data: true, end: device.size },
+    extentAt: (offset) => extentOf(device, offset),
     write: () => {},
     flush: () => {},
     discard: () => {},

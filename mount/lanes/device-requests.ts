@@ -2,7 +2,7 @@
  * The data path: requests for a `device` file, from the lane's request buffer to the target and back. Here, at the
  * edge, a request is cut to the device (reads end there, writes past it are ENOSPC); targets see only what is inside.
  */
-import type { BlockDevice } from '../../src/device/block-device.js';
+import { type BlockDevice, extentOf } from '../../src/device/block-device.js';
 import { DmError } from '../../src/errors.js';
 import type { Target } from '../../src/targets/target.js';
 import { Opcode } from '../fuse/opcodes.js';
@@ -115,7 +115,7 @@ function seek(device: BlockDevice, offset: number, whence: number): number {
   if (whence !== SEEK_DATA && whence !== SEEK_HOLE) throw new DmError('EINVAL', `LSEEK: whence ${whence}`);
   if (offset >= device.size) throw new DmError('ENXIO', `LSEEK: ${offset} is past the end`);
   for (let at = offset; at < device.size; ) {
-    const extent = device.extentAt?.(at) ?? { data: true, end: device.size };
+    const extent = extentOf(device, at);
     if (extent.data === (whence === SEEK_DATA)) return at;
     at = extent.end;
   }

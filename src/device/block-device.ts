@@ -40,3 +40,24 @@ export interface Extent {
   /** First byte after the extent. */
   readonly end: number;
 }
+
+/** The extent that byte `offset` of a device lies in; all of it is data where it cannot tell. */
+export function extentOf(device: BlockDevice, offset: number): Extent {
+  return device.extentAt?.(offset) ?? { data: true, end: device.size };
+}
+
+/** Makes a range zeros: a hole, where the medium can make one. */
+export function zeroOut(device: BlockDevice, offset: number, length: number): void {
+  try {
+    device.writeZeroes(offset, length, { unmap: true });
+  } catch (error) {
+    if (!isUnsupported(error)) throw error;
+    device.writeZeroes(offset, length);
+  }
+}
+
+/** Whether an error says that a medium cannot do what was asked: it has two names. */
+export function isUnsupported(error: unknown): boolean {
+  const { code } = error as { code?: unknown };
+  return code === 'EOPNOTSUPP' || code === 'ENOTSUP';
+}

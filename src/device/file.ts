@@ -7,7 +7,7 @@
 import { fdatasyncSync, readSync, writeSync } from 'node:fs';
 import { DmError } from '../errors.js';
 import { libcFunction, SystemCallError } from '../libc.js';
-import type { BlockDevice, Extent } from './block-device.js';
+import { type BlockDevice, type Extent, isUnsupported } from './block-device.js';
 
 // <linux/falloc.h>
 const FALLOC_KEEP_SIZE = 0x01;
@@ -139,8 +139,4 @@ export class FileDevice implements BlockDevice {
       this.write(offset + done, ZEROES.subarray(0, Math.min(ZEROES.length, length - done)));
     }
   }
-}
-
-function isUnsupported(error: unknown): boolean {
-  return error instanceof SystemCallError && (error.code === 'EOPNOTSUPP' || error.code === 'ENOTSUP');
 }

@@ -4,7 +4,7 @@
  *
  * A request holds the shared lock across its I/O, one that fills trimmed blocks the exclusive lock (bow-I2).
  */
-import type { Extent } from '../../device/block-device.js';
+import { type Extent, extentOf } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
@@ -88,7 +88,7 @@ export class BowTarget implements Target {
     state.lock.lockShared();
     try {
       if (state.state === State.COMMITTED) {
-        const { data, end } = state.device.extentAt?.(offset) ?? { data: true, end: this.size };
+        const { data, end } = extentOf(state.device, offset);
         return { data, end: Math.min(end, this.size) };
       }
       const type = state.ranges.find(Math.floor(offset / state.blockSize));

@@ -5,6 +5,7 @@
  * unmapping write-zeroes of a file system and its discards alike as PUNCH_HOLE, so each of them must leave zeros. A
  * trim of the `discard` file is a trim and nothing else, and is not passed on.
  */
+import { isUnsupported } from '../../device/block-device.js';
 import type { BowState } from './state.js';
 
 /** Bytes up to which zeros are written out on a medium that cannot unmap; longer runs there are taken for trims. */
@@ -17,7 +18,7 @@ export function passDownTrim({ device, blockSize }: BowState, first: number, end
   try {
     device.writeZeroes(offset, length, { unmap: true });
   } catch (error) {
-    if ((error as { code?: unknown }).code !== 'EOPNOTSUPP') throw error;
+    if (!isUnsupported(error)) throw error;
     if (length <= WRITTEN_ZEROES_MAX) device.writeZeroes(offset, length);
   }
 }

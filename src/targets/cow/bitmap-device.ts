@@ -2,7 +2,7 @@
  * Whether a device is the bitmap of a stack of a given length, and the start of a new one. Reads what a stranger wrote:
  * whatever does not fit exactly is refused, and nothing is written by looking.
  */
-import type { BlockDevice } from '../../device/block-device.js';
+import { type BlockDevice, extentOf } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import {
   type BitmapLayout,
@@ -69,7 +69,7 @@ export function forEachDataExtent(
   visit: (start: number, end: number) => boolean | undefined,
 ): void {
   for (let at = from; at < to; ) {
-    const { data, end } = device.extentAt?.(at) ?? { data: true, end: device.size };
+    const { data, end } = extentOf(device, at);
     const stop = Math.min(end, to);
     if (data && visit(at, stop)) return;
     at = stop;

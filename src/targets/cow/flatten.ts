@@ -1,7 +1,6 @@
 /** One image of what a stack shows. Zeros become holes. */
-import type { BlockDevice } from '../../device/block-device.js';
+import { type BlockDevice, extentOf, zeroOut } from '../../device/block-device.js';
 import { isZero } from './bitmap-device.js';
-import { zeroOut } from './holes.js';
 import type { CopyOptions } from './merge.js';
 
 /** Bytes of a request, and between two calls of `onProgress` at most. */
@@ -33,7 +32,7 @@ export async function flatten(
   const buffer = new Uint8Array(Math.min(CHUNK_BYTES, size));
   const image = new Image(out, isOutZero);
   for (let at = 0; at < size; ) {
-    const extent = source.extentAt?.(at) ?? { data: true, end: size };
+    const extent = extentOf(source, at);
     // What is read ends where a chunk ends, also where it has holes: whoever asks for each small extent takes for ever.
     const chunkEnd = (Math.floor(at / CHUNK_BYTES) + 1) * CHUNK_BYTES;
     const end = Math.min(size, extent.data ? chunkEnd : extent.end);

@@ -1,5 +1,5 @@
-/** Holes of a member's data, and making them. */
-import type { BlockDevice } from '../../device/block-device.js';
+/** Holes of a member's data. */
+import { extentOf } from '../../device/block-device.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { MemberView } from './state.js';
 
@@ -20,22 +20,11 @@ export class Holes {
 
   private lookAt(at: number): void {
     const { device, offset } = this.member;
-    const extent = device.extentAt?.(offset + at * SECTOR_BYTES) ?? { data: true, end: device.size };
+    const extent = extentOf(device, offset + at * SECTOR_BYTES);
     const end = (extent.end - offset) / SECTOR_BYTES;
     this.start = at;
     // A sector that is a hole in part is data.
     this.isHole = !extent.data && Math.floor(end) > at;
     this.end = this.isHole ? Math.floor(end) : Math.max(at + 1, Math.ceil(end));
-  }
-}
-
-/** Makes a range zeros: a hole, where the medium can make one. */
-export function zeroOut(device: BlockDevice, offset: number, length: number): void {
-  try {
-    device.writeZeroes(offset, length, { unmap: true });
-  } catch (error) {
-    const { code } = error as { code?: unknown };
-    if (code !== 'EOPNOTSUPP' && code !== 'ENOTSUP') throw error;
-    device.writeZeroes(offset, length);
   }
 }

@@ -21,14 +21,14 @@
  * What stands on the member below without the top sees the merge: other stacks on it change. And once it has begun, only going
  * on is right: to throw the top away would leave a part of it below.
  */
-import type { BlockDevice } from '../../device/block-device.js';
+import { type BlockDevice, zeroOut } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { bitmapLayout } from '../../formats/cow-bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext } from '../target.js';
 import { inspectBitmap } from './bitmap-device.js';
 import { bitmapBytes, maskOf, nextOne, nextZero, PAGE_BYTES, PAGE_WORDS, popCount } from './bits.js';
-import { Holes, zeroOut } from './holes.js';
+import { Holes } from './holes.js';
 import type { CowDescriptor, Layer, Member, MemberView } from './state.js';
 
 /** Of a merge or a flattening. */

@@ -2,7 +2,7 @@
  * Requests of a cow device. Reads are read.ts; here is what changes the top layer: data first, then its bits (cow-I2), and
  * sectors that a request covers in part are completed from the stack before (cow-I5).
  */
-import type { Extent } from '../../device/block-device.js';
+import { type Extent, extentOf, zeroOut } from '../../device/block-device.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext, Target } from '../target.js';
@@ -69,21 +69,11 @@ export class CowTarget implements Target {
       return;
     }
     // To take the bits away would uncover the layers below: a trim is zeros, too (rule 12).
-    try {
-      this.writeZeroes(offset, length, { unmap: true });
-    } catch (error) {
-      if (!isUnsupported(error)) throw error;
-      this.writeZeroes(offset, length);
-    }
+    this.changeInSteps(offset, length, (to, bytes) => zeroOut(this.written.device, to, bytes));
   }
 
   writeZeroes(offset: number, length: number, options?: { unmap?: boolean }): void {
-    const end = offset + length;
-    for (let at = offset; at < end; ) {
-      const stop = Math.min(end, (Math.floor(at / ZEROES_STEP) + 1) * ZEROES_STEP);
-      this.change(at, stop - at, (to) => this.written.device.writeZeroes(to, stop - at, options));
-      at = stop;
-    }
+    this.changeInSteps(offset, length, (to, bytes) => this.written.device.writeZeroes(to, bytes, options));
   }
 
   extentAt(offset: number): Extent {
@@ -98,10 +88,7 @@ export class CowTarget implements Target {
     }
     if (holder > 0) end = nextZero(layers[holder - 1]!.bits, sector, end);
     const member = holder > 0 ? layers[holder - 1]! : base;
-    const extent = member.device.extentAt?.(member.offset + offset) ?? {
-      data: true,
-      end: member.device.size,
-    };
+    const extent = extentOf(member.device, member.offset + offset);
     return { data: extent.data, end: Math.min(extent.end - member.offset, end * SECTOR_BYTES) };
   }
 
@@ -136,6 +123,16 @@ export class CowTarget implements Target {
       line(index + 1, this.state.owned(index), quoteWord(layer.bitmap.path), layer),
     );
     return line(0, this.size / SECTOR_BYTES, '-', base) + upper.join('');
+  }
+
+  /** As `change`, for ranges so long that others must get the lock in between: `apply(byte, length)`. */
+  private changeInSteps(offset: number, length: number, apply: (at: number, length: number) => void): void {
+    const end = offset + length;
+    for (let at = offset; at < end; ) {
+      const stop = Math.min(end, (Math.floor(at / ZEROES_STEP) + 1) * ZEROES_STEP);
+      this.change(at, stop - at, (to) => apply(to, stop - at));
+      at = stop;
+    }
   }
 
   /** Changes a range with one request, `apply(byte of the written device)`, and makes it the top layer's. */
@@ -193,9 +190,4 @@ export class CowTarget implements Target {
     this.reader.read(at, part);
     this.written.device.write(this.written.offset + at, part);
   }
-}
-
-function isUnsupported(error: unknown): boolean {
-  const { code } = error as { code?: unknown };
-  return code === 'EOPNOTSUPP' || code === 'ENOTSUP';
 }

@@ -11,6 +11,7 @@
  * csum-I3  Requests read what is staged until all of it is durable: a failed commit loses nothing, and the next one does
  *          again what may not have landed.
  */
+import { zeroOut } from '../../device/block-device.js';
 import { crcOfSector } from '../../formats/crc16.js';
 import { dataOffset, GROUP_SECTORS, pairOffset, sectorsIn, type Table } from '../../formats/csum.js';
 import { SECTOR_BYTES } from '../../units.js';
@@ -23,7 +24,6 @@ export class Committer {
   private readonly pair: Pair;
   private readonly sector = new Uint8Array(SECTOR_BYTES);
   private readonly sectorWords = new Int32Array(this.sector.buffer);
-  private cannotUnmap = false;
 
   constructor(private readonly state: CsumState) {
     this.pair = new Pair(state.volume, state.imd);
@@ -83,12 +83,7 @@ export class Committer {
     state.imd.flush();
     for (const group of writable) this.writeData(stage, group);
     state.data.flush();
-    for (const group of groups) {
-      const lock = state.lockOf(group);
-      lock.lockExclusive();
-      stage.clear(stage.find(group));
-      lock.unlockExclusive();
-    }
+    for (const group of groups) this.withLock(group, () => stage.clear(stage.find(group)));
     stage.reset();
   }
 
@@ -205,23 +200,9 @@ export class Committer {
     const offset = dataOffset(state.volume, group);
     for (let run = stage.runFrom(entry, 0); run; run = stage.runFrom(entry, run.k + run.count)) {
       const at = offset + run.k * SECTOR_BYTES;
-      if (run.data === undefined) this.writeZeros(at, run.count * SECTOR_BYTES);
+      if (run.data === undefined) zeroOut(state.data, at, run.count * SECTOR_BYTES);
       else state.data.write(at, run.data);
     }
-  }
-
-  private writeZeros(offset: number, length: number): void {
-    const { data } = this.state;
-    if (!this.cannotUnmap) {
-      try {
-        data.writeZeroes(offset, length, { unmap: true });
-        return;
-      } catch (error) {
-        if ((error as { code?: unknown }).code !== 'EOPNOTSUPP') throw error;
-        this.cannotUnmap = true;
-      }
-    }
-    data.writeZeroes(offset, length);
   }
 
   private withLock<T>(group: number, work: () => T): T {

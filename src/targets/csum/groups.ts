@@ -2,7 +2,7 @@
  * Groups in long runs: whole batches are read at once, and what lies in a hole of a sparse file is not read at all. For the
  * detection of a volume, format and check, which go through all of it.
  */
-import type { BlockDevice } from '../../device/block-device.js';
+import { type BlockDevice, extentOf } from '../../device/block-device.js';
 import {
   dataOffset,
   GROUP_BYTES,
@@ -47,7 +47,7 @@ export class Holes {
   /** The end of the hole that byte `offset` lies in; `offset` itself where there is data. */
   endAt(offset: number): number {
     if (offset >= this.end) {
-      const extent = this.device.extentAt?.(offset) ?? { data: true, end: this.device.size };
+      const extent = extentOf(this.device, offset);
       this.end = Math.max(extent.end, offset + 1);
       this.isData = extent.data;
     }

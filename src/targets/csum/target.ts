@@ -4,14 +4,7 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { DmError, errnoOf, messageOf } from '../../errors.js';
 import { crcOfSector } from '../../formats/crc16.js';
-import {
-  dataOffset,
-  encodeSuperblock,
-  GROUP_BYTES,
-  GROUP_SECTORS,
-  groupsOf,
-  sectorsIn,
-} from '../../formats/csum.js';
+import { dataOffset, GROUP_BYTES, GROUP_SECTORS, groupsOf, sectorsIn } from '../../formats/csum.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext, Target } from '../target.js';
@@ -19,6 +12,7 @@ import { Committer } from './commit.js';
 import { Scrub } from './scrub.js';
 import { type CsumDescriptor, CsumState } from './state.js';
 import { Tables } from './tables.js';
+import { writeSuperblock } from './volume.js';
 
 /** How long what is staged may wait for a commit when nobody flushes. */
 const COMMIT_EVERY_MS = 1000;
@@ -169,9 +163,9 @@ export class CsumTarget implements Target {
     const isPending = !state.active.isEmpty || !state.sealed.isEmpty;
     if (isPending || !state.areAllSettled) return;
     const { volume, id } = descriptor;
-    const superblock = encodeSuperblock('data', { ...volume, state: 'clean', groupsFormatted: 0, id });
-    state.data.write(volume.dataStart, superblock);
-    state.data.flush();
+    const { data } = state;
+    writeSuperblock({ data }, volume, { ...volume, state: 'clean', groupsFormatted: 0, id });
+    data.flush();
   }
 
   /** Stages the parts of a request; `stage` does one, and says whether there was room. */

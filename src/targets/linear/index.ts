@@ -7,7 +7,7 @@
  * promises. Where the range is a whole regular file, the kernel may pass I/O straight through to it
  * (FUSE passthrough), unless `no_passthrough` keeps it in the lanes: for filters, and to measure the lanes.
  */
-import type { BlockDevice, Extent } from '../../device/block-device.js';
+import { type BlockDevice, type Extent, extentOf } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { parseCount, quoteWord, takeGroup } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
@@ -58,9 +58,8 @@ export class LinearTarget implements Target {
   }
 
   extentAt(offset: number): Extent {
-    const extent = this.device.extentAt?.(this.offset + offset);
-    if (!extent) return { data: true, end: this.size };
-    return { data: extent.data, end: Math.min(extent.end - this.offset, this.size) };
+    const { data, end } = extentOf(this.device, this.offset + offset);
+    return { data, end: Math.min(end - this.offset, this.size) };
   }
 
   tableArgs(): string {
