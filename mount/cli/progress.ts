@@ -3,6 +3,7 @@
  * `update` often; signals are heard while that waits.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { WorkDone } from '../../src/progress.js';
 import { showProgress } from './output.js';
 
 const INTERVAL_MS = 100;
@@ -18,12 +19,6 @@ export class Interrupted extends Error {
   get exitCode(): number {
     return this.signal === 'SIGINT' ? 130 : 143;
   }
-}
-
-export interface WorkDone {
-  /** Bytes. */
-  readonly bytes: number;
-  readonly bytesTotal: number;
 }
 
 /**

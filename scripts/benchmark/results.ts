@@ -31,15 +31,7 @@ export interface FirstTouchSample {
 }
 
 /** A workload on a fresh overlay, each block of which is touched once at most. */
-export interface OverlaySample {
-  readonly subject: string;
-  readonly placement: Placement;
-  readonly workload: string;
-  readonly unit: Unit;
-  readonly round: number;
-  /** In `unit`. */
-  readonly value: number;
-}
+export type OverlaySample = Omit<Sample, 'reference'>;
 
 export interface MemoryResult {
   readonly deviceBytes: number;

@@ -1,7 +1,7 @@
 /** One image of what a stack shows. Zeros become holes. */
 import { type BlockDevice, extentOf, zeroOut } from '../../device/block-device.js';
+import type { ProgressOptions } from '../../progress.js';
 import { isZero } from './bitmap-device.js';
-import type { CopyOptions } from './merge.js';
 
 /** Bytes of a request, and between two calls of `onProgress` at most. */
 const CHUNK_BYTES = 1 << 20;
@@ -10,7 +10,7 @@ const FILE_BLOCK = 4096;
 /** Bytes: zeros shorter than this are written like data where they would take a request of their own. */
 const DEVICE_BLOCK = 65_536;
 
-export interface FlattenOptions extends CopyOptions {
+export interface FlattenOptions extends ProgressOptions {
   /** `out` is zeros already, as a new file is. */
   readonly isOutZero: boolean;
 }

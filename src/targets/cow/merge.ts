@@ -24,24 +24,13 @@
 import { type BlockDevice, zeroOut } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { bitmapLayout } from '../../formats/cow-bitmap.js';
+import type { ProgressOptions } from '../../progress.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext } from '../target.js';
 import { inspectBitmap } from './bitmap-device.js';
 import { bitmapBytes, maskOf, nextOne, nextZero, PAGE_BYTES, PAGE_WORDS, popCount } from './bits.js';
 import { Holes } from './holes.js';
 import type { CowDescriptor, Layer, Member, MemberView } from './state.js';
-
-/** Of a merge or a flattening. */
-export interface CopyProgress {
-  /** Bytes done, and in all. */
-  readonly bytes: number;
-  readonly bytesTotal: number;
-}
-
-export interface CopyOptions {
-  /** Called after each mebibyte at the latest, and waited for. What it throws ends the work, as an error would. */
-  readonly onProgress?: (progress: CopyProgress) => void | Promise<void>;
-}
 
 export interface Merged {
   /** Sectors that went from the top to the member below. */
@@ -60,7 +49,7 @@ const CHUNK_SECTORS = 2048;
 export async function mergeTop(
   stack: CowDescriptor,
   context: Pick<OpenContext, 'device'>,
-  options: CopyOptions = {},
+  options: ProgressOptions = {},
 ): Promise<Merged> {
   const top = stack.layers.at(-1);
   if (top === undefined) throw new DmError('EINVAL', 'a stack of a base alone has no layer to merge');
@@ -92,7 +81,7 @@ class Copy {
     private readonly sectors: number,
     private readonly from: MemberView,
     private readonly to: MemberView,
-    private readonly options: CopyOptions,
+    private readonly options: ProgressOptions,
   ) {
     this.buffer = new Uint8Array(Math.min(CHUNK_SECTORS, sectors) * SECTOR_BYTES);
     this.holes = new Holes(from);

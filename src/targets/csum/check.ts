@@ -12,8 +12,9 @@
  */
 import { crcOfSector } from '../../formats/crc16.js';
 import { dataOffset, GROUP_SECTORS, groupsOf, sectorsIn } from '../../formats/csum.js';
+import type { ProgressOptions } from '../../progress.js';
 import { SECTOR_BYTES } from '../../units.js';
-import { type Areas, BATCH_GROUPS, GroupBatch, type ProgressOptions } from './groups.js';
+import { type Areas, BATCH_GROUPS, GroupBatch } from './groups.js';
 import { type Brothers, Pair } from './pair.js';
 import type { FoundVolume } from './volume.js';
 

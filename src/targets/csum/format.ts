@@ -33,8 +33,9 @@ import {
   Table,
   type Volume,
 } from '../../formats/csum.js';
+import type { ProgressOptions } from '../../progress.js';
 import { SECTOR_BYTES } from '../../units.js';
-import { type Areas, BATCH_GROUPS, GroupBatch, type ProgressOptions } from './groups.js';
+import { type Areas, BATCH_GROUPS, GroupBatch } from './groups.js';
 import {
   capacityOf,
   checkPlacement,

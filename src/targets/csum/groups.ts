@@ -20,18 +20,6 @@ export interface Areas {
   readonly imd?: BlockDevice | undefined;
 }
 
-/** Of a format or check. */
-export interface VolumeProgress {
-  /** Bytes of data done, and of the whole volume. */
-  readonly bytes: number;
-  readonly bytesTotal: number;
-}
-
-export interface ProgressOptions {
-  /** Called after each mebibyte, and waited for. What it throws ends the work; a format can go on from there later. */
-  readonly onProgress?: (progress: VolumeProgress) => void | Promise<void>;
-}
-
 /** Groups read at once: 1 MiB of an interleaved volume. */
 export const BATCH_GROUPS = 32;
 /** Bytes; pairs of a separate imd area read at once. */

@@ -1,17 +1,14 @@
 /** Merging the top layer down: what it makes of every device, and that the stack shows the same whatever happens. */
+
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { BlockDevice, Extent } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { PowerCut, PowerSupply, SimulatedDisk } from '../../../src/device/simulated.js';
+import type { ProgressOptions, WorkDone } from '../../../src/progress.js';
 import { cow } from '../../../src/targets/cow/index.js';
-import {
-  type CopyOptions,
-  type CopyProgress,
-  type Merged,
-  mergeTop,
-} from '../../../src/targets/cow/merge.js';
+import { type Merged, mergeTop } from '../../../src/targets/cow/merge.js';
 import type { CreateContext } from '../../../src/targets/target.js';
 import { contentOf, expectSameBytes, FaultyDisk, withoutUnmap } from '../harness.js';
 import { type Subject, testPowerCuts, type Workload } from '../power-cuts.js';
@@ -37,7 +34,7 @@ async function merge(
   layers: number,
   sectors: number,
   devices: Devices,
-  options: CopyOptions = {},
+  options: ProgressOptions = {},
 ): Promise<Merged> {
   const context = contextOf(devices);
   const stack = await cow.create(argsOf(layers).split(' '), { ...context, length: sectors });
@@ -185,7 +182,7 @@ describe('mergeTop', () => {
         if (grain > 0) devices[`data${layers}`] = withHoles(memory[`data${layers}`]!, grain);
         if (!canUnmap) devices[data] = withoutUnmap(memory[data]!);
 
-        const reports: CopyProgress[] = [];
+        const reports: WorkDone[] = [];
         const merged = await merge(layers, sectors, devices, {
           onProgress: (progress) => void reports.push(progress),
         });

@@ -4,9 +4,10 @@ import { Prng } from '../../../src/device/prng.js';
 import { PowerCut, PowerSupply, SimulatedDisk } from '../../../src/device/simulated.js';
 import { DmError } from '../../../src/errors.js';
 import { decodeSuperblock, type Superblock } from '../../../src/formats/csum.js';
+import type { WorkDone } from '../../../src/progress.js';
 import { checkVolume, isSound } from '../../../src/targets/csum/check.js';
 import { type FormatOptions, formatVolume } from '../../../src/targets/csum/format.js';
-import type { Areas, VolumeProgress } from '../../../src/targets/csum/groups.js';
+import type { Areas } from '../../../src/targets/csum/groups.js';
 import { lookForVolume, writeSuperblock } from '../../../src/targets/csum/volume.js';
 import { expectSameBytes } from '../harness.js';
 import { areasOf, CountingDevice, placesOf, superblockOf } from './areas.js';
@@ -130,8 +131,8 @@ describe('a format', () => {
       const naive = NaiveVolume.random(shape, 1);
       naive.imd.fill(0, 512);
       const areas = areasOf(naive);
-      const seen: VolumeProgress[] = [];
-      const onProgress = (progress: VolumeProgress) => {
+      const seen: WorkDone[] = [];
+      const onProgress = (progress: WorkDone) => {
         seen.push(progress);
         if (seen.length === 5) throw new Error('stop');
       };
