@@ -19,8 +19,8 @@
  *           was there when the bit said so.
  *   cow-I3  A bit is durable after its data is: a commit copies bits, then flushes the data, then writes the copy. So a crash
  *           leaves of each sector what the layers below have or what was written, never what the data device held before.
- *   cow-I4  Bits in memory that are not durable are on a page that is marked, or whoever sets them holds `marking`. A failed
- *           commit marks its pages again.
+ *   cow-I4  Bits in memory that are not durable are on a page that is marked, or about to be (shared/marks.ts). A failed commit
+ *           marks its pages again.
  *   cow-I5  A sector that is completed from below has no other writer meanwhile: that takes the lock alone.
  *   cow-I6  A device is refused unless its magic block and length are right, or all of it is zero and it is the top's. Refusing
  *           writes nothing.

@@ -1,6 +1,6 @@
 /** Which sectors a layer holds: what has changed since it was put on top, so the extents of an incremental backup. */
+import { nextOne, nextZero } from '../../shared/bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
-import { nextOne, nextZero } from './bits.js';
 import type { CowDescriptor } from './state.js';
 
 /** Sectors. */

@@ -25,10 +25,11 @@ import { type BlockDevice, zeroOut } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { bitmapLayout } from '../../formats/cow-bitmap.js';
 import type { ProgressOptions } from '../../progress.js';
+import { maskOf, nextOne, nextZero, popCount } from '../../shared/bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext } from '../target.js';
 import { inspectBitmap } from './bitmap-device.js';
-import { bitmapBytes, maskOf, nextOne, nextZero, PAGE_BYTES, PAGE_WORDS, popCount } from './bits.js';
+import { bitmapBytes, PAGE_BYTES, PAGE_WORDS } from './bits.js';
 import { Holes } from './holes.js';
 import type { CowDescriptor, Layer, Member, MemberView } from './state.js';
 

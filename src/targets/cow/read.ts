@@ -8,14 +8,14 @@
  * Runs with small gaps between them are one request. The base's goes where it belongs, for the layers put theirs over the
  * gaps afterwards; a layer's goes to the buffer, and its sectors are copied out.
  */
+import { maskOf, nextOne, nextZero, WORD_BITS } from '../../shared/bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
-import { maskOf, nextOne, nextZero, WORD_SECTORS } from './bits.js';
 import { BUFFER_BYTES, type CowState, type LayerView, type MemberView } from './state.js';
 
 /** Gaps shorter than this, in sectors, are read too: 16 KiB cost less than a request. */
 const GAP_SECTORS = 32;
 /** A chunk has a whole buffer's sectors and parts of two, from any bit of the first word on. */
-const CHUNK_WORDS = Math.ceil((BUFFER_BYTES / SECTOR_BYTES + 2 + 31) / WORD_SECTORS);
+const CHUNK_WORDS = Math.ceil((BUFFER_BYTES / SECTOR_BYTES + 2 + 31) / WORD_BITS);
 
 /** Where a chunk is: sectors count from `origin`, the first of a word. */
 interface Chunk {
@@ -64,7 +64,7 @@ export class StackReader {
     const { base, layers, rows } = this;
     const first = Math.floor(at / SECTOR_BYTES);
     const end = Math.ceil((at + into.length) / SECTOR_BYTES);
-    const origin = first - (first % WORD_SECTORS);
+    const origin = first - (first % WORD_BITS);
     const chunk = { origin, from: first - origin, to: end - origin, at, into };
     for (let row = this.findHolders(first, end); row < rows.length; row++) {
       this.readRow(chunk, rows[row]!, row === 0 ? base : layers[row - 1]!, row > 0);
@@ -74,8 +74,8 @@ export class StackReader {
   /** Fills the rows for sectors [first, end): a sector is in that of its holder only. Returns the lowest row that counts. */
   private findHolders(first: number, end: number): number {
     const { layers, rows } = this;
-    const firstWord = Math.floor(first / WORD_SECTORS);
-    const count = Math.ceil(end / WORD_SECTORS) - firstWord;
+    const firstWord = Math.floor(first / WORD_BITS);
+    const count = Math.ceil(end / WORD_BITS) - firstWord;
     const wanted = rows[0]!;
     for (let i = 0; i < count; i++) wanted[i] = maskOf(firstWord + i, first, end);
     for (let row = layers.length; row > 0; row--) {

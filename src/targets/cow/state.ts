@@ -5,6 +5,7 @@
 import type { BlockDevice } from '../../device/block-device.js';
 import type { BitmapLayout } from '../../formats/cow-bitmap.js';
 import { Commits } from '../../shared/commits.js';
+import { Marks } from '../../shared/marks.js';
 import { RwLock } from '../../shared/rwlock.js';
 import type { Backing, OpenContext } from '../target.js';
 import { bitmapBytes, PAGE_BYTES } from './bits.js';
@@ -31,35 +32,34 @@ export interface CowDescriptor {
   readonly counts: SharedArrayBuffer;
   /** The words below. */
   readonly words: SharedArrayBuffer;
-  /** One bit a page of the top's bitmap: it has bits that are not durable. */
-  readonly dirty: SharedArrayBuffer;
+  /** Marks of the pages of the top's bitmap that have bits which are not durable. */
+  readonly marks: SharedArrayBuffer;
   /** Pages that a commit copied and has yet to write. */
   readonly snapshot: SharedArrayBuffer;
 }
 
 /** Bytes of the largest single request that a view makes for itself, and of its buffer. */
 export const BUFFER_BYTES = 1 << 20;
-/** Most pages of a snapshot; whole words of `dirty`. All of a stack of 32 GiB, so that one flush of its data will do. */
+/** Most pages of a snapshot; whole words of marks. All of a stack of 32 GiB, so that one flush of its data will do. */
 const SNAPSHOT_PAGES = 2048;
 
 // Words of `words`.
-const MARKING = RwLock.WORDS;
-const COMMITS = MARKING + RwLock.WORDS;
+const COMMITS = RwLock.WORDS;
 const FLUSH_FAILED = COMMITS + Commits.WORDS;
 const WORDS = FLUSH_FAILED + 1;
 
-type Shared = Pick<CowDescriptor, 'counts' | 'words' | 'dirty' | 'snapshot'>;
+type Shared = Pick<CowDescriptor, 'counts' | 'words' | 'marks' | 'snapshot'>;
 
 /** The shared buffers of a new target but for the bits: nothing is dirty. `owned`: sectors that each layer holds. */
 export function createShared(layout: BitmapLayout, owned: readonly number[]): Shared {
-  const dirtyWords = Math.ceil(Math.ceil(bitmapBytes(layout) / PAGE_BYTES) / 32);
+  const pages = Math.ceil(bitmapBytes(layout) / PAGE_BYTES);
   const counts = new SharedArrayBuffer(8 * owned.length);
   new BigInt64Array(counts).set(owned.map(BigInt));
   return {
     counts,
     words: new SharedArrayBuffer(4 * WORDS),
-    dirty: new SharedArrayBuffer(4 * dirtyWords),
-    snapshot: new SharedArrayBuffer(Math.min(dirtyWords * 32, SNAPSHOT_PAGES) * PAGE_BYTES),
+    marks: new SharedArrayBuffer(4 * Marks.words(pages)),
+    snapshot: new SharedArrayBuffer(Math.min(Math.ceil(pages / 32) * 32, SNAPSHOT_PAGES) * PAGE_BYTES),
   };
 }
 
@@ -81,10 +81,8 @@ export class CowState {
   readonly layers: readonly LayerView[];
   /** Shared by whole-sector writes, held alone by what reads a sector to write it (cow-I5). */
   readonly lock: RwLock;
-  /** Shared while bits are set and their page is marked; a commit waits for those who are at it (cow-I4). */
-  readonly marking: RwLock;
   readonly commits: Commits;
-  readonly dirty: Int32Array;
+  readonly marks: Marks;
   readonly snapshot: Uint8Array;
   /**
    * There before the first request: a write-back path must not wait for memory. For reads and commits of this thread, which
@@ -95,16 +93,15 @@ export class CowState {
   private readonly words: Int32Array;
 
   constructor(descriptor: CowDescriptor, context: Pick<OpenContext, 'device'>) {
-    const { base, layers, counts, words, dirty, snapshot } = descriptor;
+    const { base, layers, counts, words, marks, snapshot } = descriptor;
     const view = ({ backing, offset }: Member) => ({ device: context.device(backing), offset });
     this.base = view(base);
     this.layers = layers.map((layer) => ({ ...view(layer), bits: new Int32Array(layer.bits) }));
     this.counts = new BigInt64Array(counts);
     this.words = new Int32Array(words);
-    this.dirty = new Int32Array(dirty);
+    this.marks = new Marks(new Int32Array(marks));
     this.snapshot = new Uint8Array(snapshot);
-    this.lock = new RwLock(this.words.subarray(0, MARKING));
-    this.marking = new RwLock(this.words.subarray(MARKING, COMMITS));
+    this.lock = new RwLock(this.words.subarray(0, COMMITS));
     this.commits = new Commits(this.words.subarray(COMMITS, FLUSH_FAILED));
     this.buffer = new Uint8Array(layers.length > 0 ? BUFFER_BYTES : 0);
   }

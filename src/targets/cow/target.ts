@@ -3,10 +3,10 @@
  * sectors that a request covers in part are completed from the stack before (cow-I5).
  */
 import { type Extent, extentOf, zeroOut } from '../../device/block-device.js';
+import { nextOne, nextZero } from '../../shared/bitmap.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext, Target } from '../target.js';
-import { nextOne, nextZero } from './bits.js';
 import { StackReader } from './read.js';
 import { type CowDescriptor, CowState, type MemberView } from './state.js';
 import { TopBitmap } from './top.js';

@@ -14,10 +14,14 @@
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError, errnoOf } from '../../errors.js';
 import { type BitmapLayout, bitmapLayout } from '../../formats/cow-bitmap.js';
+import { nextZero, setBits } from '../../shared/bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext } from '../target.js';
-import { bitmapBytes, maskOf, nextZero, PAGE_BYTES, PAGE_WORDS, popCount, WORD_SECTORS } from './bits.js';
+import { bitmapBytes, PAGE_BYTES } from './bits.js';
 import type { CowDescriptor, CowState, LayerView } from './state.js';
+
+/** Sectors that have their bits on one page. */
+const PAGE_SECTORS = PAGE_BYTES * 8;
 
 /** One thread's view. */
 export class TopBitmap {
@@ -52,20 +56,16 @@ export class TopBitmap {
     if (this.holdsAll(first, end)) return;
     const { state } = this;
     let added = 0;
-    state.marking.lockShared();
-    try {
+    state.marks.whileChanging(() => {
       for (let at = first; at < end; ) {
-        const page = Math.floor(at / (PAGE_WORDS * WORD_SECTORS));
-        const stop = Math.min(end, (page + 1) * PAGE_WORDS * WORD_SECTORS);
-        const fresh = this.setWords(at, stop);
-        // After the last bit of the page: a commit that takes the mark now copies them all.
-        if (fresh > 0) this.mark(page);
+        const page = Math.floor(at / PAGE_SECTORS);
+        const stop = Math.min(end, (page + 1) * PAGE_SECTORS);
+        const fresh = setBits(this.layer.bits, at, stop);
+        if (fresh > 0) state.marks.mark(page);
         added += fresh;
         at = stop;
       }
-    } finally {
-      state.marking.unlockShared();
-    }
+    });
     state.addOwned(this.index, added);
   }
 
@@ -80,7 +80,7 @@ export class TopBitmap {
 
   /** Commits what is dirty. A failure is an event, once until it works again. */
   commitInBackground(raise: (event: string) => void): void {
-    if (!this.state.dirty.some((word) => word !== 0)) return;
+    if (!this.state.marks.areThere) return;
     try {
       this.state.commits.join(() => this.commit({ inBackground: true }));
       this.isFailing = false;
@@ -90,47 +90,17 @@ export class TopBitmap {
     }
   }
 
-  /** Sets the bits of [first, end); how many were not set. */
-  private setWords(first: number, end: number): number {
-    const { bits } = this.layer;
-    const last = Math.ceil(end / WORD_SECTORS);
-    let fresh = 0;
-    for (let index = Math.floor(first / WORD_SECTORS); index < last; index++) {
-      const mask = maskOf(index, first, end);
-      if ((mask & ~Atomics.load(bits, index)) === 0) continue;
-      fresh += popCount(mask & ~Atomics.or(bits, index, mask));
-    }
-    return fresh;
-  }
-
-  private mark(page: number): void {
-    Atomics.or(this.state.dirty, page >>> 5, 1 << (page & 31));
-  }
-
   /** One commit; the mutex of `commits` is held. */
   private commit({ inBackground = false } = {}): void {
-    const { marking, dirty } = this.state;
-    // A thread may rely on a bit that another has set and not yet marked: it does not mark the page itself. cow-I4
-    marking.lockExclusive();
-    marking.unlockExclusive();
-    let word = 0;
-    do {
-      word = this.commitBatch(word, inBackground);
-    } while (word < dirty.length);
+    this.state.marks.settle();
+    for (let from: number | undefined = 0; from !== undefined; ) from = this.commitBatch(from, inBackground);
   }
 
-  /** Commits pages marked in `dirty` from word `from` on, as many as the snapshot takes; returns the word to go on from. */
-  private commitBatch(from: number, inBackground: boolean): number {
+  /** Commits pages that are marked, as many as the snapshot takes; returns where to go on in the marks. */
+  private commitBatch(from: number, inBackground: boolean): number | undefined {
     const { state, taken } = this;
-    let count = 0;
-    let word = from;
-    for (; word < state.dirty.length && count + 32 <= taken.length; word++) {
-      if (Atomics.load(state.dirty, word) === 0) continue;
-      for (let marks = Atomics.exchange(state.dirty, word, 0); marks !== 0; marks &= marks - 1) {
-        taken[count++] = word * 32 + 31 - Math.clz32(marks & -marks);
-      }
-    }
-    if (count === 0 && from > 0) return word;
+    const { count, next } = state.marks.take(from, taken);
+    if (count === 0 && from > 0) return next;
     try {
       this.copyPages(count);
       this.flushData(inBackground);
@@ -139,10 +109,10 @@ export class TopBitmap {
         this.device.flush();
       }
     } catch (error) {
-      for (let i = 0; i < count; i++) this.mark(taken[i]!);
+      for (let i = 0; i < count; i++) state.marks.mark(taken[i]!);
       throw error;
     }
-    return word;
+    return next;
   }
 
   private flushData(inBackground: boolean): void {

@@ -4,15 +4,8 @@ import { describe, expect, it } from 'vitest';
 import type { BlockDevice, Extent } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { bitmapLayout } from '../../../src/formats/cow-bitmap.js';
-import {
-  bitmapBytes,
-  createBits,
-  loadBits,
-  maskOf,
-  nextOne,
-  nextZero,
-  popCount,
-} from '../../../src/targets/cow/bits.js';
+import { maskOf, nextOne, nextZero, popCount } from '../../../src/shared/bitmap.js';
+import { bitmapBytes, createBits, loadBits } from '../../../src/targets/cow/bits.js';
 import { expectSameBytes } from '../harness.js';
 import { bitOf, bitsOf } from './rig.js';
 

@@ -186,10 +186,10 @@ describe('cow-I3: a bit is durable after its data is', () => {
   });
 });
 
-it('cow-I4: bits are set and their page is marked under `marking`; a commit waits for it first', async () => {
+it('cow-I4: bits are set and their page is marked in one step; a commit waits for it first', async () => {
   const { rig, target, data, write } = await made(1000);
   const bits = new Int32Array(rig.descriptor.layers[0]!.bits);
-  const dirty = new Int32Array(rig.descriptor.dirty);
+  const dirty = new Int32Array(rig.descriptor.marks, 4 * RwLock.WORDS);
   const seen: string[] = [];
   for (const name of ['lockShared', 'unlockShared', 'lockExclusive', 'unlockExclusive'] as const) {
     vi.spyOn(RwLock.prototype, name).mockImplementation(() => {
@@ -202,7 +202,7 @@ it('cow-I4: bits are set and their page is marked under `marking`; a commit wait
     return or(words, index, value);
   }) as typeof Atomics.or);
   write(3);
-  // Twice: the target's lock, and inside it `marking`.
+  // Twice: the target's lock, and inside it that of the marks.
   expect(seen.splice(0)).toEqual([
     'lockShared bits=0 dirty=0',
     'lockShared bits=0 dirty=0',
@@ -213,7 +213,7 @@ it('cow-I4: bits are set and their page is marked under `marking`; a commit wait
   ]);
   data.duringFlush = () => seen.push('data flush');
   target.flush();
-  // The mutex of the commits, and inside it `marking`, before the mark is taken.
+  // The mutex of the commits, and inside it the lock of the marks, before the mark is taken.
   expect(seen).toEqual([
     'lockExclusive bits=8 dirty=1',
     'lockExclusive bits=8 dirty=1',

@@ -9,6 +9,7 @@
 import { expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
+import { RwLock } from '../../../src/shared/rwlock.js';
 import { cow } from '../../../src/targets/cow/index.js';
 import { CowState } from '../../../src/targets/cow/state.js';
 import { type SharedDiskBuffers, sharedDiskBuffers, traced } from '../../device/shared-disk.js';
@@ -183,17 +184,19 @@ it('cow-I4: a flush waits for who has set bits and not marked them yet', async (
   const { rig, base, buffers } = shared;
   const device = ({ path }: { path: string }) => partsOf(new Uint8Array(buffers.content), base)[path]!;
   const state = new CowState(rig.descriptor, { device });
-  const words = new Int32Array(rig.descriptor.words);
-  const waiting = () => Atomics.load(words, 3 + 1) === 1;
+  const marks = new Int32Array(rig.descriptor.marks);
+  // Writers that wait for its lock.
+  const waiting = () => Atomics.load(marks, 1) === 1;
 
   // As `set` does it, stopped before the mark.
-  state.marking.lockShared();
+  const lock = new RwLock(marks.subarray(0, RwLock.WORDS));
+  lock.lockShared();
   Atomics.or(state.layers[0]!.bits, 0, 1);
   // It writes the same sector and flushes. It does not mark the page, for the bit is set.
   const flushed = start(workerData(shared, 0, 0));
   await until('the flush waits', waiting);
-  Atomics.or(state.dirty, 0, 1);
-  state.marking.unlockShared();
+  state.marks.mark(0);
+  lock.unlockShared();
   await flushed;
   const content = new Uint8Array(buffers.content).slice(DATA_BYTES);
   expect(bitOf(content, 0)).toBe(true);
