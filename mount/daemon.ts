@@ -9,6 +9,7 @@ import { messageOf } from '../src/errors.js';
 import { libcFunction } from '../src/libc.js';
 import { closeBacking, connect, openBacking, unmount } from './fuse/connection.js';
 import { MainRequests } from './fuse/main-requests.js';
+import { Attendance } from './lanes/attendance.js';
 import { LanePool } from './lanes/pool.js';
 import type { FromLane } from './lanes/protocol.js';
 import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
@@ -51,6 +52,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     lanes: options.lanes,
     deviceNode,
     announce: (message) => pool.announce(message),
+    attend: (device) => attendance.attend(device),
+    dismiss: (id) => attendance.dismiss(id),
   });
   const tree = new Tree({
     registry,
@@ -72,16 +75,21 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     for (const failure of failures) log(`flush failed: ${failure}`);
     return failures.length > 0 ? 1 : 0;
   };
+  const raise = (id: number, line: string) => registry.byId(id)?.events.raise(line);
+  const attendance = new Attendance({
+    onEvent: raise,
+    onFailure: (error) => fail('the attendant', error),
+  });
   const pool = new LanePool({
     fuseFd: connection.fd,
     lanes: options.lanes,
     debug: options.debug,
     onMessage: (message: FromLane) => {
       if (message.kind === 'request') requests.handle(message.bytes);
-      else if (message.kind === 'event') registry.byId(message.id)?.events.raise(message.line);
+      else if (message.kind === 'event') raise(message.id, message.line);
       else log(message.line);
     },
-    onEnd: () => end(report(registry.close())),
+    onEnd: () => void registry.close().then((failures) => end(report(failures))),
     onFailure: (error) => fail('a lane', error),
   });
   const fail = (who: string, error: Error) => {

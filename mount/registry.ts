@@ -24,8 +24,6 @@ export interface LiveTarget {
   readonly stats: SharedArrayBuffer;
   /** Its number among all that were loaded: what it stands on has a lower one. */
   readonly loaded: number;
-  /** Ends its work in the background. */
-  readonly dismiss: () => void;
 }
 
 export interface Slot {
@@ -33,6 +31,7 @@ export interface Slot {
   readonly name: string;
   readonly events: EventLog;
   live: LiveTarget | undefined;
+  /** Its table is being loaded or removed. */
   loading: boolean;
   /** Why the last table was refused. */
   failure: string | undefined;
@@ -48,6 +47,9 @@ export interface RegistryOptions {
   readonly deviceNode: (id: number) => number;
   /** Tells every lane, before it returns. */
   readonly announce: (message: ToLane) => void;
+  /** Has a target's work in the background done, and ends that: when this resolves, nothing of it goes on. */
+  readonly attend: (device: DeviceDescription) => void;
+  readonly dismiss: (id: number) => Promise<void>;
 }
 
 const NAME_BYTES_MAX = 128;
@@ -135,17 +137,23 @@ export class Registry {
     await this.releasesOf(name);
     const slot = this.slots.get(name);
     if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    if (slot.loading) throw new DmError('EBUSY', `${slot.name}: its table is being loaded`);
+    if (slot.loading) throw new DmError('EBUSY', `${slot.name}: its table is being loaded or removed`);
     if (slot.opens > 0) throw new DmError('EBUSY', `${slot.name}: its device file is open`);
     const user = this.backings.userOf(slot.id);
     if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
-    slot.live?.target.flush();
-    if (slot.live) close(slot.live);
+    const { live } = slot;
+    live?.target.flush();
+    if (live) {
+      // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
+      slot.live = undefined;
+      slot.loading = true;
+      await this.options.dismiss(slot.id);
+      close(live);
+    }
     this.options.announce({ kind: 'remove', id: slot.id });
     this.backings.release(slot.id);
     this.slots.delete(slot.name);
     this.slotsById.delete(slot.id);
-    slot.live = undefined;
     slot.events.close();
     return slot;
   }
@@ -161,11 +169,12 @@ export class Registry {
   }
 
   /** The mount is gone: as `flushAll`, and every target is closed. */
-  close(): string[] {
+  async close(): Promise<string[]> {
+    const slots = this.all().filter(({ live }) => live);
+    await Promise.all(slots.map(({ id }) => this.options.dismiss(id)));
     const failures = this.flushAll();
     // Those that stand on others first.
-    const targets = this.all().flatMap(({ live }) => live ?? []);
-    for (const live of targets.sort((a, b) => b.loaded - a.loaded)) close(live);
+    for (const { live } of slots.sort((a, b) => b.live!.loaded - a.live!.loaded)) close(live!);
     return failures;
   }
 
@@ -211,14 +220,13 @@ export class Registry {
       stats: createStats(this.options.lanes),
     };
     const target = openTarget(device, targetById, raise);
-    const dismiss = target.attend?.() ?? (() => {});
-    slot.live = { type, target, stats: device.stats, loaded: ++this.lastLoaded, dismiss };
+    slot.live = { type, target, stats: device.stats, loaded: ++this.lastLoaded };
     this.options.announce({ kind: 'add', device });
+    this.options.attend(device);
   }
 }
 
-function close({ target, dismiss }: LiveTarget): void {
-  dismiss();
+function close({ target }: LiveTarget): void {
   try {
     target.close?.();
   } catch {

@@ -32,6 +32,11 @@ export type FromLane =
   | { readonly kind: 'event'; readonly id: number; readonly line: string }
   | { readonly kind: 'trace'; readonly line: string };
 
+/** What the attendant, which hears the same as the lanes, says. */
+export type FromAttendant =
+  | { readonly kind: 'event'; readonly id: number; readonly line: string }
+  | { readonly kind: 'dismissed'; readonly id: number };
+
 export interface LaneData {
   readonly fuseFd: number;
   /** From 0 on; also the lane's row in every target's statistics. */

@@ -17,6 +17,8 @@ export interface TreeFile {
   /** There before the slot has a target. */
   readonly always?: boolean;
   read?(slot: Slot): string;
+  /** Instead of `read`: the content of a binary file. */
+  bytes?(slot: Slot): Uint8Array;
   write?(slot: Slot, text: string): void | Promise<void>;
 }
 
@@ -46,13 +48,18 @@ export function daemonText(version: string): string {
 }
 
 function textFile(file: Omit<TreeFile, 'kind' | 'permissions'>): TreeFile {
-  return { ...file, kind: 'text', permissions: (file.read ? 0o400 : 0) | (file.write ? 0o200 : 0) };
+  return {
+    ...file,
+    kind: 'text',
+    permissions: (file.read || file.bytes ? 0o400 : 0) | (file.write ? 0o200 : 0),
+  };
 }
 
-function targetFile({ name, read, write }: ControlFile): TreeFile {
+function targetFile({ name, read, bytes, write }: ControlFile): TreeFile {
   return textFile({
     name,
     ...(read ? { read: (slot: Slot) => read(live(slot).target) } : {}),
+    ...(bytes ? { bytes: (slot: Slot) => bytes(live(slot).target) } : {}),
     ...(write ? { write: (slot: Slot, text: string) => write(live(slot).target, text) } : {}),
   });
 }

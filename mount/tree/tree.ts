@@ -230,6 +230,9 @@ export class Tree {
     if (typeof open.node !== 'string' && open.node.file.kind === 'events') {
       return this.readEvents(open.node.slot, open.cursor, length, nonBlocking, signal);
     }
+    const bytes = bytesOf(open.node);
+    // A copy: they change while the reply is on its way.
+    if (bytes) return Buffer.from(bytes.slice(offset, offset + length));
     if (offset === 0 || open.text === undefined) open.text = Buffer.from(this.textOf(open.node));
     return open.text.subarray(offset, offset + length);
   }
@@ -301,7 +304,8 @@ export class Tree {
 
   private sizeOf(node: number): number {
     const { slot, file } = this.fileOf(node);
-    return file.kind === 'device' ? (slot.live?.target.size ?? 0) : 0;
+    if (file.kind === 'device') return slot.live?.target.size ?? 0;
+    return slot.live ? (file.bytes?.(slot).length ?? 0) : 0;
   }
 
   private slotOfDirectory(node: number): Slot {
@@ -353,6 +357,11 @@ export class Tree {
     if (!handle) throw new DmError('EBADF', 'no such handle');
     return handle;
   }
+}
+
+/** The content of a binary file; undefined for another one. */
+function bytesOf(node: Handle['node']): Uint8Array | undefined {
+  return typeof node === 'string' ? undefined : node.file.bytes?.(node.slot);
 }
 
 /** Whether a READ carries O_NONBLOCK, from its open(2) flags. */

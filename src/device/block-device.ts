@@ -31,6 +31,11 @@ export interface BlockDevice {
    * they read as does not change. Advice, but ENOSPC is thrown.
    */
   allocate?(offset: number, length: number): void;
+  /**
+   * Writes `length` bytes at `offset` with what `source` has there, where the system can do that by itself. Returns how many
+   * it did, from the first on; 0 where it cannot.
+   */
+  copyFrom?(source: BlockDevice, offset: number, length: number): number;
   /** The extent that byte `offset` (< size) lies in, for SEEK_DATA and SEEK_HOLE. Left out: all of it is data. */
   extentAt?(offset: number): Extent;
 }

@@ -23,6 +23,10 @@ const fallocate = libcFunction<[number, number, number, number]>(
 );
 const lseek = libcFunction<[number, number, number]>('int64_t lseek(int fd, int64_t offset, int whence)');
 
+const copyFileRange = libcFunction<[number, [number], number, [number], number, number]>(
+  'int64_t copy_file_range(int from, _Inout_ int64_t *fromOffset, int to, _Inout_ int64_t *toOffset, size_t length, unsigned int flags)',
+);
+
 const ZEROES = new Uint8Array(1 << 20);
 /** Bytes; the largest logical block that disks have. */
 const BLOCK_ALIGNMENT = 4096;
@@ -46,6 +50,7 @@ export class FileDevice implements BlockDevice {
   private readonly path: string;
   /** False once the medium has refused: a block device, some file systems. */
   private canAllocate = true;
+  private canCopy = true;
 
   constructor(file: FileDescription) {
     this.fd = file.fd;
@@ -101,6 +106,24 @@ export class FileDevice implements BlockDevice {
       if (error instanceof SystemCallError && error.code === 'ENOSPC') throw error;
       this.canAllocate = false;
     }
+  }
+
+  copyFrom(source: BlockDevice, offset: number, length: number): number {
+    let done = 0;
+    while (this.canCopy && source instanceof FileDevice && done < length) {
+      const at = offset + done;
+      try {
+        const copied = copyFileRange(source.fd, [at], this.fd, [at], length - done, 0);
+        if (copied === 0) break;
+        done += copied;
+      } catch (error) {
+        const code = (error as SystemCallError).code;
+        if (code === 'EIO' || code === 'ENOSPC') throw error;
+        // A block device, another file system: whatever it is, reading and writing works.
+        this.canCopy = false;
+      }
+    }
+    return done;
   }
 
   extentAt(offset: number): Extent {

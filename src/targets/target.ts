@@ -60,7 +60,7 @@ export interface Target extends BlockDevice {
    * later opens itself. Left out or undefined: every request must come through the target.
    */
   passthrough?(): FileBacking | undefined;
-  /** Main thread, once it is live: does its work in the background until the function that it returns is called. */
+  /** One thread, once it is live: does its work in the background until the function that it returns is called. */
   attend?(): () => void;
   /**
    * Main thread: the target goes in good order; it is flushed, and no request will come. For what makes the next start
@@ -69,10 +69,14 @@ export interface Target extends BlockDevice {
   close?(): void;
 }
 
-/** A control file of MNT/NAME. `read` gives the text, `write` takes it (without the last newline). */
+/**
+ * A control file of MNT/NAME. `read` gives the text, `write` takes it (without the last newline); `bytes` is the content of a
+ * binary one, read at any offset as it is then.
+ */
 export interface ControlFile<T extends Target = Target> {
   readonly name: string;
   read?(target: T): string;
+  bytes?(target: T): Uint8Array;
   write?(target: T, text: string): void | Promise<void>;
 }
 

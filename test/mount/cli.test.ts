@@ -259,7 +259,7 @@ describe('dmfuse create, remove, ls, status', () => {
     const file = await image(lab);
     await mount.create('first', `linear ${file} 0`);
     const refusals: [string, RegExp][] = [
-      ['frob', /there is no target type `frob`: known are linear, bow, csum, cow$/],
+      ['frob', /there is no target type `frob`: known are linear, bow, csum, cow, clone$/],
       ['', /the table is empty: expected/],
       ['linear', /linear needs a device and an offset/],
       [`linear ${lab.path('none')} 0`, /none: no such file or device$/],

@@ -58,6 +58,8 @@ beforeAll(async () => {
       port1.postMessage(message);
       Atomics.add(new Int32Array(control), REGISTRY_VERSION, 1);
     },
+    attend: () => {},
+    dismiss: async () => {},
   });
   const passthrough = new Passthrough(undefined);
   const tree = new Tree({ registry, passthrough, uid: 0, gid: 0, allowOther: false, version: '0' });

@@ -1,12 +1,11 @@
 /** The scrub: reads and verifies every group on the main thread, in small steps, and gives way to requests. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError } from '../../errors.js';
+import { GiveWay } from '../../give-way.js';
 
 /** Groups verified at a time: half a mebibyte, less than a millisecond when it is cached. */
 const STEP = 16;
 /** While there are requests, it sleeps so many times as long as it has worked. */
 const REST = 3;
-const REST_MIN_MS = 2;
 
 export interface ScrubWork {
   /** What is wrong with a group, if something is. */
@@ -58,9 +57,8 @@ export class Scrub {
 
   private async run(number: number): Promise<void> {
     const { work } = this;
-    let requests = work.requests();
+    const giveWay = new GiveWay(work.requests, REST);
     while (this.state === 'running' && this.runs === number) {
-      const began = performance.now();
       const end = Math.min(this.groups, this.groupsDone + STEP);
       for (; this.groupsDone < end; this.groupsDone++) {
         if (work.verify(this.groupsDone) !== undefined) this.groupsBad++;
@@ -70,9 +68,7 @@ export class Scrub {
         work.raise(`scrub_done groups=${this.groups} bad=${this.groupsBad}`);
         return;
       }
-      const isIdle = work.requests() === requests;
-      requests = work.requests();
-      await sleep(isIdle ? 0 : Math.max(REST_MIN_MS, REST * (performance.now() - began)));
+      await giveWay.pause();
     }
   }
 }

@@ -153,13 +153,13 @@ export class CsumTarget implements Target {
     return () => {
       attends = false;
       state.wake();
-      this.scrub.stop();
     };
   }
 
   /** Where no update is half done, the next start may trust the newer brothers alone. */
   close(): void {
     const { state, descriptor } = this;
+    this.scrub.stop();
     const isPending = !state.active.isEmpty || !state.sealed.isEmpty;
     if (isPending || !state.areAllSettled) return;
     const { volume, id } = descriptor;

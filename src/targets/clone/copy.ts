@@ -1,0 +1,45 @@
+/** Copying from the source to the destination: what both lie on does it where it can, and holes stay holes. */
+import { type BlockDevice, type Extent, extentOf, zeroOut } from '../../device/block-device.js';
+
+export class Copier {
+  private extent: Extent = { data: true, end: 0 };
+  private extentStart = 0;
+
+  constructor(
+    private readonly source: BlockDevice,
+    private readonly destination: BlockDevice,
+    /** For bytes on their way. */
+    private readonly buffer: Uint8Array,
+  ) {}
+
+  /** Copies bytes [from, to), which are at the same place on both. */
+  copy(from: number, to: number): void {
+    for (let at = from; at < to; ) {
+      const extent = this.extentAt(at);
+      const stop = Math.min(to, extent.end);
+      if (extent.data) this.copyData(at, stop);
+      else zeroOut(this.destination, at, stop - at);
+      at = stop;
+    }
+  }
+
+  /** The extent of the source that a byte lies in. The source never changes, so what was asked once holds. */
+  extentAt(offset: number): Extent {
+    if (offset < this.extentStart || offset >= this.extent.end) {
+      this.extent = extentOf(this.source, offset);
+      this.extentStart = offset;
+    }
+    return this.extent;
+  }
+
+  private copyData(from: number, to: number): void {
+    const { source, destination, buffer } = this;
+    let at = from + (destination.copyFrom?.(source, from, to - from) ?? 0);
+    while (at < to) {
+      const part = buffer.subarray(0, Math.min(buffer.length, to - at));
+      source.read(at, part);
+      destination.write(at, part);
+      at += part.length;
+    }
+  }
+}
