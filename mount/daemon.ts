@@ -52,7 +52,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     lanes: options.lanes,
     deviceNode,
     announce: (message) => pool.announce(message),
-    attend: (device) => attendance.attend(device),
+    attend: (device, target) => attendance.attend(device, target),
     dismiss: (id) => attendance.dismiss(id),
   });
   const tree = new Tree({
@@ -78,7 +78,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const raise = (id: number, line: string) => registry.byId(id)?.events.raise(line);
   const attendance = new Attendance({
     onEvent: raise,
-    onFailure: (error) => fail('the attendant', error),
+    onFailure: (error) => fail('an attendant', error),
   });
   const pool = new LanePool({
     fuseFd: connection.fd,

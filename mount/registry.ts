@@ -48,7 +48,7 @@ export interface RegistryOptions {
   /** Tells every lane, before it returns. */
   readonly announce: (message: ToLane) => void;
   /** Has a target's work in the background done, and ends that: when this resolves, nothing of it goes on. */
-  readonly attend: (device: DeviceDescription) => void;
+  readonly attend: (device: DeviceDescription, target: Target) => void;
   readonly dismiss: (id: number) => Promise<void>;
 }
 
@@ -222,7 +222,7 @@ export class Registry {
     const target = openTarget(device, targetById, raise);
     slot.live = { type, target, stats: device.stats, loaded: ++this.lastLoaded };
     this.options.announce({ kind: 'add', device });
-    this.options.attend(device);
+    this.options.attend(device, target);
   }
 }
 

@@ -1,11 +1,10 @@
 /** Work in the background that gives way to requests. */
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 
-const REST_MIN_MS = 2;
+const REST_MIN_MS = 1;
 
 export class GiveWay {
   private seen: number;
-  private began = performance.now();
 
   constructor(
     /** A number that goes up with each request. */
@@ -16,12 +15,12 @@ export class GiveWay {
     this.seen = requests();
   }
 
-  /** Between two steps of the work: returns when it may go on. */
-  async pause(): Promise<void> {
+  /** After a step of the work that took so long: returns when it may go on. */
+  async pause(workedMs: number): Promise<void> {
     const requests = this.requests();
     const isIdle = requests === this.seen;
     this.seen = requests;
-    await sleep(isIdle ? 0 : Math.max(REST_MIN_MS, this.rest * (performance.now() - this.began)));
-    this.began = performance.now();
+    if (isIdle) await nextTurn();
+    else await sleep(Math.max(REST_MIN_MS, this.rest * workedMs));
   }
 }

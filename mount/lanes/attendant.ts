@@ -1,11 +1,11 @@
 /**
- * The attendant: the one thread that does the background work of all targets (`attend`), so that neither a lane nor the main
- * thread waits when it flushes what a busy second has written. Main tells it of targets as it tells the lanes.
+ * An attendant: a thread that does one kind of background work of all targets, so that neither a lane nor the main thread waits
+ * for it. Main tells it of targets as it tells the lanes.
  */
-import { parentPort } from 'node:worker_threads';
+import { parentPort, workerData } from 'node:worker_threads';
 import type { Target } from '../../src/targets/target.js';
 import { openTarget } from '../open-target.js';
-import type { FromAttendant, ToLane } from './protocol.js';
+import type { AttendantData, FromAttendant, ToLane } from './protocol.js';
 import { markIoFlusher } from './reclaim.js';
 
 interface Attended {
@@ -13,6 +13,7 @@ interface Attended {
   readonly dismiss: () => void;
 }
 
+const { duty } = workerData as AttendantData;
 const attended = new Map<number, Attended>();
 
 markIoFlusher();
@@ -21,7 +22,7 @@ parentPort!.on('message', (message: ToLane) => {
     const { id } = message.device;
     const raise = (line: string) => send({ kind: 'event', id, line });
     const target = openTarget(message.device, (other) => attended.get(other)?.target, raise);
-    attended.set(id, { target, dismiss: target.attend?.() ?? (() => {}) });
+    attended.set(id, { target, dismiss: target[duty]?.() ?? (() => {}) });
   } else {
     attended.get(message.id)?.dismiss();
     attended.delete(message.id);

@@ -32,7 +32,14 @@ export type FromLane =
   | { readonly kind: 'event'; readonly id: number; readonly line: string }
   | { readonly kind: 'trace'; readonly line: string };
 
-/** What the attendant, which hears the same as the lanes, says. */
+/** What an attendant calls of a target. */
+export type Duty = 'commitRegularly' | 'workInBackground';
+
+export interface AttendantData {
+  readonly duty: Duty;
+}
+
+/** What an attendant, which hears the same as the lanes, says. */
 export type FromAttendant =
   | { readonly kind: 'event'; readonly id: number; readonly line: string }
   | { readonly kind: 'dismissed'; readonly id: number };

@@ -60,8 +60,13 @@ export interface Target extends BlockDevice {
    * later opens itself. Left out or undefined: every request must come through the target.
    */
   passthrough?(): FileBacking | undefined;
-  /** One thread, once it is live: does its work in the background until the function that it returns is called. */
-  attend?(): () => void;
+  /**
+   * One thread, once it is live: until the function that it returns is called, makes durable about once a second what a kill
+   * would lose.
+   */
+  commitRegularly?(): () => void;
+  /** One thread, another one: the same for long work, in steps between which nothing is held. */
+  workInBackground?(): () => void;
   /**
    * Main thread: the target goes in good order; it is flushed, and no request will come. For what makes the next start
    * easier: nobody hears of an error.

@@ -56,9 +56,10 @@ export class Hydrator {
     const giveWay = new GiveWay(() => state.requests, REST);
     while (this.attends) {
       const { wakes } = state;
+      const began = performance.now();
       const rest = this.step();
       if (rest === 0) {
-        await giveWay.pause();
+        await giveWay.pause(performance.now() - began);
         continue;
       }
       state.inFlight = 0;

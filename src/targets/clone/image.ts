@@ -10,7 +10,6 @@ import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import {
   ARRAY_BYTES,
-  ARRAY_REGIONS,
   arraysOf,
   BITMAP_ENTRIES,
   BlockDamage,
@@ -28,7 +27,7 @@ import {
   type TreeKind,
   verifyBlock,
 } from '../../formats/dm-clone.js';
-import { maskOf, popCount } from '../../shared/bitmap.js';
+import { maskOf, nextOne, nextZero, popCount } from '../../shared/bitmap.js';
 
 /** Bytes of a bitmap's counts. */
 export const COUNTS_BYTES = BITMAP_ENTRIES / 4;
@@ -347,10 +346,18 @@ export function countRegions(hydrated: SharedArrayBuffer, regions: number): numb
   return count;
 }
 
-/** Regions of one array block that a target of so many has in it: [first, end). */
-export function regionsOfArray(array: number, regions: number): { first: number; end: number } {
-  const first = array * ARRAY_REGIONS;
-  return { first, end: Math.min(first + ARRAY_REGIONS, regions) };
+/** The runs of regions that are hydrated, ascending, as long as can be. */
+export function* hydratedRuns({
+  superblock,
+  hydrated,
+}: CloneImage): Generator<{ first: number; count: number }> {
+  const words = new Int32Array(hydrated);
+  const regions = regionsOf(superblock);
+  for (let first = nextOne(words, 0, regions); first < regions; ) {
+    const end = nextZero(words, first, regions);
+    yield { first, count: end - first };
+    first = nextOne(words, end, regions);
+  }
 }
 
 function firstChildrenOf(level: readonly { children: number }[]): number[] {

@@ -142,15 +142,15 @@ export class CloneTarget implements Target {
     return destination.size === this.size ? destination : undefined;
   }
 
-  attend(): () => void {
-    const { state, committer } = this;
-    const hydrator = new Hydrator(state, this.copier, () => committer.commitInBackground());
-    const timer = setInterval(() => committer.commitInBackground(), COMMIT_INTERVAL_MS);
+  commitRegularly(): () => void {
+    const timer = setInterval(() => this.committer.commitInBackground(), COMMIT_INTERVAL_MS);
     timer.unref();
-    return () => {
-      clearInterval(timer);
-      hydrator.stop();
-    };
+    return () => clearInterval(timer);
+  }
+
+  workInBackground(): () => void {
+    const hydrator = new Hydrator(this.state, this.copier, () => this.committer.commitInBackground());
+    return () => hydrator.stop();
   }
 
   /** What was hydrated since the last commit need not be copied again. */

@@ -106,7 +106,7 @@ export class CowTarget implements Target {
   }
 
   /** A kill loses bits that were never flushed, with the data behind them: they are committed about once a second. */
-  attend(): () => void {
+  commitRegularly(): () => void {
     const { top } = this;
     if (!top) return () => {};
     const timer = setInterval(() => top.commitInBackground(this.raise), COMMIT_INTERVAL_MS);

@@ -59,6 +59,7 @@ export class Scrub {
     const { work } = this;
     const giveWay = new GiveWay(work.requests, REST);
     while (this.state === 'running' && this.runs === number) {
+      const began = performance.now();
       const end = Math.min(this.groups, this.groupsDone + STEP);
       for (; this.groupsDone < end; this.groupsDone++) {
         if (work.verify(this.groupsDone) !== undefined) this.groupsBad++;
@@ -68,7 +69,7 @@ export class Scrub {
         work.raise(`scrub_done groups=${this.groups} bad=${this.groupsBad}`);
         return;
       }
-      await giveWay.pause();
+      await giveWay.pause(performance.now() - began);
     }
   }
 }

@@ -122,7 +122,7 @@ export class CsumTarget implements Target {
   }
 
   /** Commits what nobody flushes, and early what fills a stage: then requests need not wait for it. */
-  attend(): () => void {
+  commitRegularly(): () => void {
     const { state } = this;
     let attends = true;
     const attendTo = async () => {

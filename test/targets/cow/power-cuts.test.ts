@@ -53,7 +53,7 @@ async function makeSubject(rng: Prng, power: PowerSupply): Promise<Subject> {
     operations: {
       commit: (work: Workload) => {
         const before = work.begin('a commit in the background');
-        const dismiss = target.attend();
+        const dismiss = target.commitRegularly();
         vi.advanceTimersByTime(1000);
         dismiss();
         if (power.operations > before) seen.backgroundCommits++;

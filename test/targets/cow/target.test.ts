@@ -361,7 +361,7 @@ describe('control files and status', () => {
   it('with no layer the base holds everything', async () => {
     const rig = await makeRig(cow, 'the\\ base 1', { 'the base': new MemoryDevice(5120) });
     expect([rig.read('layers'), rig.target.statusArgs()]).toEqual(['0 9 - the\\ base 1\n', '0 9/9']);
-    const dismiss = rig.target.attend();
+    const dismiss = rig.target.commitRegularly();
     dismiss();
   });
 });
@@ -375,7 +375,7 @@ describe('commits in the background', () => {
     const requests: string[] = [];
     const rig = await makeCow(1, 1000, { ...memory, bm1: noting(memory.bm1!, 0, requests) });
     requests.length = 0;
-    const dismiss = rig.target.attend();
+    const dismiss = rig.target.commitRegularly();
     vi.advanceTimersByTime(5000);
     expect(requests).toEqual([]);
     rig.target.write(100 * 512, filled(3, 1));
@@ -403,7 +403,7 @@ describe('commits in the background', () => {
       ...memory,
       data1: { ...noting(memory.data1!, 0, []), flush: fail },
     });
-    const dismiss = rig.target.attend();
+    const dismiss = rig.target.commitRegularly();
     for (const sector of [1, 2]) {
       isBroken = true;
       rig.target.write(sector * 512, filled(1, 1));
@@ -431,7 +431,7 @@ describe('commits in the background', () => {
     };
     const rig = await makeCow(1, 1000, { ...memory, bm1 });
     isBroken = true;
-    const dismiss = rig.target.attend();
+    const dismiss = rig.target.commitRegularly();
     rig.target.write(0, filled(1, 1));
     vi.advanceTimersByTime(2000);
     expect([rig.events, memory.bm1!.bytes[0]]).toEqual([['commit_failed errno=5'], 0]);

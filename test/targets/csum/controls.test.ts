@@ -205,7 +205,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
   it('control-P4: commits what nobody flushes', async () => {
     const images = new Images({ layout });
     const rig = await images.attach();
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     rig.target.write(10 * 512, filled(5));
     expect(rig.target.statusArgs()).toBe('errors:0 pending:1');
     await until('it is committed', () => rig.target.statusArgs() === 'errors:0 pending:0');
@@ -219,7 +219,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
   it('control-P4: commits early when a stage is half full', async () => {
     const images = new Images({ layout });
     const rig = await images.attach({ groups: 3, slots: 100 });
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     const began = performance.now();
     for (let round = 0; round < 4; round++) {
       rig.target.write(0, filled(round + 1, 60));
@@ -236,7 +236,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
     const rig = await attach(disks);
     rig.target.discard(0, 512);
     for (const disk of disks) disk.fail({ at: 1, landed: false, lasting: true });
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     rig.target.state.wake();
     await until('it is told', () => rig.events.length > 0);
     const operations = () => disks.reduce((sum, disk) => sum + disk.operations, 0);
@@ -263,7 +263,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
     images.setState('in-use');
     const disks = images.bytes.map((image) => new FaultyDisk(new SimulatedDisk(image)));
     const rig = await attach(disks);
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     const tables = disks.at(-1)!;
     for (let at = 1; !rig.target.state.hasFailed; at++) {
       tables.fail({ at, landed: false });
@@ -283,7 +283,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
   it('control-P4: nothing is done once it is over', async () => {
     const images = new Images({ layout });
     const rig = await images.attach();
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     rig.write('scrub', 'start');
     stop();
     rig.target.write(10 * 512, filled(5));

@@ -176,7 +176,7 @@ describe.each([
     const versions = new SharedArrayBuffer(8 * SECTORS);
     const flushes = new SharedArrayBuffer(8 * (1 + SECTORS) * THREADS * steps);
     const counts = new SharedArrayBuffer(4);
-    const stop = rig.target.attend();
+    const stop = rig.target.commitRegularly();
     let isRunning = true;
     const scrubs = (async () => {
       for (; isRunning; await new Promise((resolve) => setTimeout(resolve, 5))) {
