@@ -54,6 +54,8 @@ export function resultsToJson(
     overlays: results.overlays,
     crcBytesPerSecond: results.crc ?? null,
     memory: results.memory ?? null,
+    hydration: results.hydration,
+    cloneOpening: results.cloneOpening ?? null,
     missing: results.missing,
     failures: results.failures,
     notes: results.notes,

@@ -9,7 +9,7 @@ import { Interrupted, type Lab } from './lab.js';
 import { attachLoop } from './loop-device.js';
 import type { Failure, Placement, Sample } from './results.js';
 import type { Served, Subject } from './subject.js';
-import { inOrderOfMeasurement, random, type Workload } from './workloads.js';
+import { inOrderOfMeasurement, isWrite, random, type Workload } from './workloads.js';
 
 export interface Plan {
   readonly subjects: readonly Subject[];
@@ -72,8 +72,13 @@ export async function measureSubjects(
             const served = await subject.start(lab, image);
             if (served.note) findings.notes.add(`${subject.name}: ${served.note}`);
             const spots = await spotsOf(lab, subject, served, reference.path, round, findings);
-            const measured = workloads.filter(({ cold }) => !cold || !served.ownFiles);
-            await new Session(lab, image, subject, spots, round, seconds, findings).measure(measured);
+            const measured = workloads.filter(
+              ({ cold, rw }) => !(cold && served.ownFiles) && !(served.readOnly && isWrite(rw)),
+            );
+            const readOnly = served.readOnly ?? false;
+            await new Session(lab, image, subject, spots, readOnly, round, seconds, findings).measure(
+              measured,
+            );
           }),
         );
         await image.settle();
@@ -115,6 +120,7 @@ class Session {
     private readonly image: Image,
     private readonly subject: Subject,
     private readonly spots: readonly Spot[],
+    private readonly readOnly: boolean,
     private readonly round: number,
     private readonly seconds: number,
     private readonly findings: Findings,
@@ -131,11 +137,13 @@ class Session {
         const section = this.section(workload, spot);
         // Some have still to write out what they took in before, and would be measured with that.
         const settle = { ...section, name: `settle.${section.name}`, workload: SETTLE, settles: true };
-        return [settle, section];
+        return this.readOnly ? [section] : [settle, section];
       }),
     );
     const results = await runFio(this.lab, [
-      ...WARM_UPS.flatMap((workload) => this.warmUp(workload)),
+      ...WARM_UPS.filter(({ rw }) => !(this.readOnly && isWrite(rw))).flatMap((workload) =>
+        this.warmUp(workload),
+      ),
       ...sections,
     ]);
     for (const workload of warm) this.keep(workload, results);

@@ -46,7 +46,8 @@ async function trimSingleBlocks(discardPath: string): Promise<void> {
   }
 }
 
-async function residentBytes(pid: number): Promise<number> {
+/** VmRSS of a process. */
+export async function residentBytes(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8');
   return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)![1]) * 1024;
 }

@@ -8,7 +8,7 @@ import { attachLoop } from './loop-device.js';
 import type { Findings } from './measure.js';
 import { type OverlaySample, PLACEMENTS, type Placement } from './results.js';
 import type { Subject } from './subject.js';
-import { random, WORKLOADS, type Workload } from './workloads.js';
+import { isWrite, random, WORKLOADS, type Workload } from './workloads.js';
 
 export interface OverlayPlan {
   readonly subjects: readonly Subject[];
@@ -98,7 +98,7 @@ async function measureOne(
       once: false,
     }));
     await runFio(lab, warmUps);
-    if (workload.rw === 'write' || workload.rw === 'randwrite') await touchMemory(lab, regionBytes);
+    if (isWrite(workload.rw)) await touchMemory(lab, regionBytes);
     const result = (await runFio(lab, [section])).get(section.name)!;
     if (!result.ok) throw new Error(result.reason);
     return result[workload.unit];

@@ -1,6 +1,7 @@
 /** The results as text for people. */
 import {
   firstTouchRatio,
+  hydrationRatios,
   PLACEMENTS,
   type Placement,
   type Results,
@@ -31,6 +32,7 @@ export function formatReport(
     formatOverlays(results),
     formatCrc(results),
     formatMemory(results),
+    formatHydration(results),
     list(
       'Workloads',
       workloads.map(({ name, description }) => `${name}: ${description}`),
@@ -148,6 +150,30 @@ function formatMemory({ memory }: Results): string {
     `Memory of the daemon (VmRSS): ${mib(memory.residentBytes)} with bow on a device of 1 TiB in ` +
     `${memory.ranges} ranges, ${mib(memory.residentBytesBefore)} without a target\n`
   );
+}
+
+function formatHydration({ hydration, cloneOpening }: Results): string {
+  const lines: string[] = [];
+  if (hydration.length > 0) {
+    const median = (values: readonly number[]) => summarize(values).median;
+    const bytes = formatValue(
+      median(hydration.map(({ bytesPerSecond }) => bytesPerSecond)),
+      'bytesPerSecond',
+    );
+    const reads = formatValue(median(hydration.map(({ readsMeanwhile }) => readsMeanwhile)), 'iops');
+    const { copy, reads: readsRatio } = hydrationRatios(hydration);
+    lines.push(
+      `Hydration of a clone: ${bytes}, ${formatRatio(copy!)} times cp of the same file; 4 KiB random reads by 1 job ` +
+        `meanwhile: ${reads}, ${formatRatio(readsRatio!)} times those without`,
+    );
+  }
+  if (cloneOpening) {
+    const { regions, seconds, residentBytes } = cloneOpening;
+    lines.push(
+      `A clone in ${regions} regions: opened in ${seconds.toFixed(2)} s, ${Math.round(residentBytes / 2 ** 20)} MiB of memory`,
+    );
+  }
+  return lines.map((line) => `${line}\n`).join('');
 }
 
 function list(title: string, lines: readonly string[]): string {

@@ -33,6 +33,26 @@ export interface FirstTouchSample {
 /** A workload on a fresh overlay, each block of which is touched once at most. */
 export type OverlaySample = Omit<Sample, 'reference'>;
 
+/** A clone hydrated in the background. */
+export interface HydrationSample {
+  readonly round: number;
+  /** cp of the same file. */
+  readonly copyBytesPerSecond: number;
+  readonly bytesPerSecond: number;
+  /** 4 KiB random reads a second by one job: of an idle clone, and while it is hydrated. */
+  readonly readsAlone: number;
+  readonly readsMeanwhile: number;
+}
+
+/** A clone in very many regions. */
+export interface CloneOpening {
+  readonly regions: number;
+  /** To open it. */
+  readonly seconds: number;
+  /** That VmRSS of the daemon grew by. */
+  readonly residentBytes: number;
+}
+
 export interface MemoryResult {
   readonly deviceBytes: number;
   readonly ranges: number;
@@ -56,6 +76,8 @@ export interface Results {
   /** Bytes a second of csum's checksum of 1 MiB, by one core. */
   readonly crc: number | undefined;
   readonly memory: MemoryResult | undefined;
+  readonly hydration: readonly HydrationSample[];
+  readonly cloneOpening: CloneOpening | undefined;
   readonly failures: readonly Failure[];
   readonly notes: readonly string[];
 }
@@ -119,6 +141,19 @@ export function overlayRatio(
     .filter((s) => s.subject === subject && peers.has(s.round))
     .map(({ round, value }) => value / peers.get(round)!);
   return summarizeAny(ratios);
+}
+
+/** Of each round: hydration to cp of the same file, reads beside it to reads alone. */
+export function hydrationRatios(samples: readonly HydrationSample[]): {
+  copy: Summary | undefined;
+  reads: Summary | undefined;
+} {
+  return {
+    copy: summarizeAny(
+      samples.map(({ bytesPerSecond, copyBytesPerSecond }) => bytesPerSecond / copyBytesPerSecond),
+    ),
+    reads: summarizeAny(samples.map(({ readsAlone, readsMeanwhile }) => readsMeanwhile / readsAlone)),
+  };
 }
 
 /** All measurements of the reference under one workload. */

@@ -5,6 +5,7 @@ import { cpus, loadavg } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { measureCrc } from './crc.js';
 import { measureFirstTouch } from './first-touch.js';
+import { measureCloneOpening, measureHydration } from './hydration.js';
 import { Image, MIB, memoryFileSystem } from './image.js';
 import { resultsToJson } from './json.js';
 import { Lab } from './lab.js';
@@ -13,7 +14,14 @@ import { Findings, measureSubjects } from './measure.js';
 import { measureMemory } from './memory.js';
 import { measureOverlays } from './overlays.js';
 import { formatReport } from './report.js';
-import type { FirstTouchSample, MemoryResult, OverlaySample, Results } from './results.js';
+import type {
+  CloneOpening,
+  FirstTouchSample,
+  HydrationSample,
+  MemoryResult,
+  OverlaySample,
+  Results,
+} from './results.js';
 import type { Subject } from './subject.js';
 import { OVERLAYS, SUBJECTS } from './subjects/index.js';
 import { judge } from './verdicts.js';
@@ -45,6 +53,7 @@ interface Settings {
   readonly withMemory: boolean;
   readonly overlays: readonly Subject[];
   readonly withCrc: boolean;
+  readonly withHydration: boolean;
 }
 
 const CONTROL_NOTE =
@@ -54,7 +63,7 @@ const NOTES = [
   'Each figure is measured on the file, on a loop device over it and on the reference, one right after the other.',
   'Where the kernel itself serves the page cache (file, linear-passthrough, bow-2), fio opens the file, and the loop ' +
     'device over it, without direct I/O: with it they would go past the cache to the disk. All else is direct.',
-  'csum and cow have files of their own, which are not measured cold.',
+  'csum, cow and clone have files of their own, which are not measured cold; a clone that is not hydrated is only read.',
   'Each round starts with fresh overlays: what is written to them is mostly written there for the first time.',
 ];
 
@@ -138,6 +147,7 @@ async function settle(options: Options): Promise<Settings> {
     withMemory: (only?.test('bow-0') ?? true) && (workloads?.test('memory') ?? true),
     overlays:
       (workloads?.test('overlays') ?? true) ? OVERLAYS.filter(({ name }) => only?.test(name) ?? true) : [],
+    withHydration: (only?.test('clone') ?? true) && (workloads?.test('hydration') ?? true),
     withCrc: (only?.test('csum') ?? true) && (workloads?.test('crc') ?? true),
   };
 }
@@ -166,7 +176,8 @@ async function measure(
   progress: (line: string) => void,
   extraNotes: readonly string[],
 ): Promise<Results> {
-  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory, withCrc } = settings;
+  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory, withCrc, withHydration } =
+    settings;
   const findings = new Findings();
   const missing: { subject: string; reason: string }[] = [];
   const present = async (wanted: readonly Subject[]) => {
@@ -189,15 +200,21 @@ async function measure(
     memory = await findings.attempt('memory', 1, () => measureMemory(lab));
   }
   const crc = withCrc ? measureCrc() : undefined;
+  let cloneOpening: CloneOpening | undefined;
+  if (withHydration) {
+    progress('a clone in many regions');
+    cloneOpening = await findings.attempt('clone in many regions', 1, () => measureCloneOpening(lab));
+  }
+  let hydration: HydrationSample[] = [];
   let firstTouch: FirstTouchSample[] = [];
   let overlays: OverlaySample[] = [];
   if (subjects.some(({ name }) => name === 'file')) findings.notes.add(CONTROL_NOTE);
   const withSubjects = subjects.length > 0 && workloads.length > 0;
   const withOverlays = overlaySubjects.length > 0;
-  if (!withSubjects && !withFirstTouch && !withMemory && !withOverlays && !withCrc) {
+  if (!withSubjects && !withFirstTouch && !withMemory && !withOverlays && !withCrc && !withHydration) {
     throw new Error('there is nothing of that to measure');
   }
-  if (withSubjects || withFirstTouch || withOverlays) {
+  if (withSubjects || withFirstTouch || withOverlays || withHydration) {
     progress('making the image');
     const image = await Image.create(lab, imageBytes);
     if (withSubjects) {
@@ -216,7 +233,13 @@ async function measure(
       overlays =
         (await findings.attempt('overlays', 1, () => measureOverlays(lab, image, plan, findings))) ?? [];
     }
+    if (withHydration) {
+      const plan = { rounds, seconds, progress };
+      hydration =
+        (await findings.attempt('hydration', 1, () => measureHydration(lab, image, plan, findings))) ?? [];
+    }
   }
   const { samples, failures } = findings;
-  return { missing, samples, firstTouch, overlays, crc, memory, failures, notes: [...findings.notes] };
+  const notes = [...findings.notes];
+  return { missing, samples, firstTouch, overlays, crc, memory, hydration, cloneOpening, failures, notes };
 }

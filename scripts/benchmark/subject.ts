@@ -21,6 +21,8 @@ export interface Served {
   readonly cache: 'own' | 'server';
   /** True where data comes from other files than the image: what is cold is not measured. */
   readonly ownFiles?: boolean;
+  /** True where writes would change what is measured: only reads are. */
+  readonly readOnly?: boolean;
   /** Other than expected; for the notes. */
   readonly note?: string;
 }

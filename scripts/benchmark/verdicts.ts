@@ -1,6 +1,7 @@
 /** The bars that dmfuse is held to, and whether it passes them. */
 import {
   firstTouchRatio,
+  hydrationRatios,
   overlayRatio,
   PLACEMENTS,
   type Placement,
@@ -29,6 +30,8 @@ export interface Verdict {
 
 const PASSTHROUGH_BAR = 0.95;
 const PASSTHROUGH_SUBJECTS = ['linear-passthrough', 'bow-2'];
+/** On files of its own, and so not measured cold. */
+const HYDRATED = 'clone-hydrated';
 const LANES_SUBJECTS = ['linear-lanes', 'bow-1'];
 const PEER = 'qemu-raw';
 /** Of the peer's figure. */
@@ -50,6 +53,11 @@ const CSUM_BARS: Readonly<Record<string, number>> = {
 };
 const CRC_BAR_GB = 1.2;
 const COW_STEADY_BAR = 0.9;
+const CLONE_BARS: Readonly<Record<string, number>> = { 'randread-4': 0.8, read: 0.8 };
+const HYDRATION_BAR = 0.7;
+const HYDRATION_READS_BAR = 0.5;
+const CLONE_OPENING_BAR_SECONDS = 2;
+const CLONE_MAPS_BAR_MIB = 64;
 /** Of what other overlays do that are fresh as well. */
 const OVERLAY_PEERS = ['qemu-qcow2', 'nbdfuse-cow'];
 const OVERLAY_BARS: Readonly<Record<string, number>> = { 'randwrite-4': 3, read: 2, write: 2 };
@@ -72,10 +80,10 @@ export function judge(results: Results, workloads: readonly string[]): Verdict[]
       names.map((name) => figure(name, barOf(name), ratio(name))),
     );
 
-  const toKernel = everywhere(PASSTHROUGH_SUBJECTS, (subject, placement) =>
+  const toKernel = everywhere([...PASSTHROUGH_SUBJECTS, HYDRATED], (subject, placement) =>
     compare(
       `${subject}, ${placement}: times the kernel's loop device`,
-      workloads,
+      workloads.filter((name) => subject !== HYDRATED || !name.startsWith('cold')),
       () => PASSTHROUGH_BAR,
       (workload) => ratioToReference(samples, { subject, placement, workload }),
     ),
@@ -119,13 +127,32 @@ export function judge(results: Results, workloads: readonly string[]): Verdict[]
     judgeCrc(results),
     ...toLinear(['cow'], workloads, () => COW_STEADY_BAR),
     ...overlays,
+    ...toLinear(['clone'], Object.keys(CLONE_BARS), (name) => CLONE_BARS[name]!),
+    ...judgeHydration(results),
+  ];
+}
+
+function judgeHydration({ hydration, cloneOpening }: Results): Verdict[] {
+  const { copy, reads } = hydrationRatios(hydration);
+  const seconds = cloneOpening?.seconds;
+  const mib = cloneOpening && cloneOpening.residentBytes / MIB;
+  return [
+    verdict('clone: hydration in the background, times cp of the same file', [
+      figure('rate', HYDRATION_BAR, copy),
+    ]),
+    verdict('clone: 4 KiB random reads by 1 job during hydration, times those without', [
+      figure('randread-1', HYDRATION_READS_BAR, reads),
+    ]),
+    verdict('clone: a sparse 64 GiB in 16 million regions is opened, seconds and MiB of memory', [
+      { name: 'seconds', bar: CLONE_OPENING_BAR_SECONDS, rule: 'below', summary: single(seconds) },
+      { name: 'VmRSS', bar: CLONE_MAPS_BAR_MIB, rule: 'below', summary: single(mib) },
+    ]),
   ];
 }
 
 function judgeCrc({ crc }: Results): Verdict {
-  const gigabytes = crc && crc / 1e9;
-  const summary = gigabytes === undefined ? undefined : { median: gigabytes, min: gigabytes, max: gigabytes };
-  return verdict('csum: GB/s of its checksum over 1 MiB, one core', [figure('crc', CRC_BAR_GB, summary)]);
+  const title = 'csum: GB/s of its checksum over 1 MiB, one core';
+  return verdict(title, [figure('crc', CRC_BAR_GB, single(crc && crc / 1e9))]);
 }
 
 function judgeMemory({ memory }: Results): Verdict {
@@ -135,9 +162,14 @@ function judgeMemory({ memory }: Results): Verdict {
       name: 'VmRSS',
       bar: MEMORY_BAR_MIB,
       rule: 'below',
-      summary: mib === undefined ? undefined : { median: mib, min: mib, max: mib },
+      summary: single(mib),
     },
   ]);
+}
+
+/** Of what is measured once. */
+function single(value: number | undefined): Summary | undefined {
+  return value === undefined ? undefined : { median: value, min: value, max: value };
 }
 
 function everywhere(

@@ -38,8 +38,12 @@ export const WORKLOADS: readonly Workload[] = [
  * Reads before writes: their figures are not to wait for anybody's write-back, and overlays serve them from their base.
  */
 export function inOrderOfMeasurement(workloads: readonly Workload[]): Workload[] {
-  const isWrite = ({ rw }: Workload) => (rw.includes('write') ? 1 : 0);
-  return [...workloads].sort((a, b) => isWrite(a) - isWrite(b));
+  const order = ({ rw }: Workload) => (isWrite(rw) ? 1 : 0);
+  return [...workloads].sort((a, b) => order(a) - order(b));
+}
+
+export function isWrite(rw: Workload['rw']): boolean {
+  return rw === 'write' || rw === 'randwrite';
 }
 
 /** 4 KiB random reads or writes. */

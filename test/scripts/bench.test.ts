@@ -24,6 +24,8 @@ const NOTHING: Results = {
   overlays: [],
   crc: undefined,
   memory: undefined,
+  hydration: [],
+  cloneOpening: undefined,
   failures: [],
   notes: [],
 };

@@ -14,6 +14,9 @@ import type { Served, Subject } from '../subject.js';
 const COMMAND = fileURLToPath(new URL('../../../mount/cli/main.js', import.meta.url));
 const UNMOUNT_LIMIT_SECONDS = 120;
 const PROBE_BYTES = 4096;
+const CLONE_REGION_SECTORS = 128;
+const CLONE_METADATA_BYTES = 8 << 20;
+const HYDRATION_LIMIT_SECONDS = 60;
 
 /** One mount and its daemon, used through its files as a shell would. */
 export class DmfuseMount {
@@ -69,18 +72,29 @@ export class DmfuseMount {
   /** Tells a bow target that all from `firstByte` on is free, and takes the checkpoint. */
   async checkpoint(name: string, firstByte: number, sizeBytes: number): Promise<void> {
     const count = (sizeBytes - firstByte) / SECTOR_BYTES;
-    await writeControl(this.path(name, 'discard'), `${firstByte / SECTOR_BYTES} ${count}`);
+    await this.control(name, 'discard', `${firstByte / SECTOR_BYTES} ${count}`);
     await this.changeState(name, 1);
   }
 
   async changeState(name: string, state: 1 | 2): Promise<void> {
-    await writeControl(this.path(name, 'state'), String(state));
+    await this.control(name, 'state', String(state));
+  }
+
+  /** Writes a control file. */
+  async control(name: string, file: string, line: string): Promise<void> {
+    await writeControl(this.path(name, file), line);
   }
 
   /** Makes what was written durable. */
   async flush(name: string): Promise<void> {
     const device = await open(this.path(name, 'device'), 'r+');
     await device.sync().finally(() => device.close());
+  }
+
+  /** True when all regions of a clone are. */
+  async isHydrated(name: string): Promise<boolean> {
+    const [hydrated, regions] = (await readFile(this.path(name, 'status'), 'utf8')).split(' ')[6]!.split('/');
+    return hydrated === regions;
   }
 
   /** True when the kernel does the I/O of a new open itself: then the lanes count nothing. */
@@ -108,11 +122,13 @@ function dmfuse(
     prepare = async () => {},
     passthrough = false,
     ownFiles = false,
+    readOnly = false,
     judged = true,
   }: {
     prepare?: (mount: DmfuseMount, image: Image) => Promise<void>;
     passthrough?: boolean;
     ownFiles?: boolean;
+    readOnly?: boolean;
     judged?: boolean;
   } = {},
 ): Subject {
@@ -126,8 +142,8 @@ function dmfuse(
       await mount.create('device', await table(lab, image));
       await prepare(mount, image);
       const path = mount.path('device', 'device');
-      if (!passthrough) return { path, cache: 'server', ownFiles };
-      if (await mount.passesThrough('device')) return { path, cache: 'own' };
+      if (!passthrough) return { path, cache: 'server', ownFiles, readOnly };
+      if (await mount.passesThrough('device')) return { path, cache: 'own', ownFiles };
       return { path, cache: 'server', note: 'no FUSE passthrough here (Linux 6.9): served by the lanes' };
     },
   };
@@ -182,15 +198,36 @@ async function layered(lab: Lab, image: Image): Promise<string> {
   return `cow ${quoteWord(image.path)} 0 ${quoteWord(bitmap)} ${quoteWord(layer)} 0`;
 }
 
+/** New metadata and a new, sparse destination for a clone of an image; `options` as in a table. */
+export async function cloneTable(
+  lab: Lab,
+  source: Pick<Image, 'path' | 'sizeBytes'>,
+  regionSectors: number,
+  options: string,
+  metadataBytes = CLONE_METADATA_BYTES,
+): Promise<string> {
+  const metadata = await scratchDisk(lab, 'metadata', metadataBytes);
+  const destination = await scratchDisk(lab, 'destination', source.sizeBytes);
+  const devices = [metadata, destination, source.path].map(quoteWord).join(' ');
+  return `0 ${source.sizeBytes / SECTOR_BYTES} clone ${devices} ${regionSectors} ${options}`;
+}
+
+/** All of the image comes over, and the metadata says so. */
+async function hydrate(mount: DmfuseMount): Promise<void> {
+  await waitUntil('hydration', () => mount.isHydrated('device'), { limitSeconds: HYDRATION_LIMIT_SECONDS });
+  await mount.flush('device');
+}
+
 /** A sparse file. */
-async function scratchDisk(lab: Lab, name: string, bytes: number): Promise<string> {
+export async function scratchDisk(lab: Lab, name: string, bytes: number): Promise<string> {
   const path = scratchFile(lab, name);
   await writeFile(path, '');
   await truncate(path, bytes);
   return path;
 }
 
-function scratchFile(lab: Lab, name: string): string {
+/** A path for a file that goes with the scope. */
+export function scratchFile(lab: Lab, name: string): string {
   const path = lab.newPath(name);
   lab.defer(async () => void (await lab.run('rm', ['-f', path])));
   return path;
@@ -253,4 +290,16 @@ export const dmfuseSubjects: readonly Subject[] = [
     ownFiles: true,
   }),
   cowFresh,
+  dmfuse(
+    'clone',
+    'clone, nothing hydrated: what is read comes from the image',
+    (lab, image) => cloneTable(lab, image, CLONE_REGION_SECTORS, '1 no_hydration'),
+    { ownFiles: true, readOnly: true },
+  ),
+  dmfuse(
+    'clone-hydrated',
+    'clone, all hydrated, opened anew',
+    (lab, image) => cloneTable(lab, image, CLONE_REGION_SECTORS, '0'),
+    { prepare: hydrate, passthrough: true, ownFiles: true },
+  ),
 ];
