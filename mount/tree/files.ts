@@ -36,7 +36,13 @@ export function filesOf(slot: Slot, registry: Registry): TreeFile[] {
     textFile({ name: 'size', read: (s) => `${live(s).target.size / SECTOR_BYTES}\n` }),
     textFile({ name: 'stats', read: (s) => statsText(live(s)) }),
     { name: 'events', kind: 'events', permissions: 0o400, always: true },
-    textFile({ name: 'discard', write: (s, text) => discard(live(s), text) }),
+    textFile({
+      name: 'discard',
+      write: (s, text) => {
+        if (registry.claimOn(s)) throw new DmError('EBUSY', `${s.name}: another target stands on it`);
+        discard(live(s), text);
+      },
+    }),
     textFile({ name: 'filter', read: () => 'none\n', write: (_s, text) => setFilter(text) }),
   ];
   return [...common, ...(slot.live?.type.files ?? []).map(targetFile)];

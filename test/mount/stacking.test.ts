@@ -88,6 +88,9 @@ describe('csum on cow', () => {
         stderr:
           'dmfuse: remove v: in use: its device is open (losetup -a, fuser), or another target stands on it\n',
       });
+      // What is below changes only by what is above.
+      expect((await lab.shell(`echo '0 8' >${mount.path('v/discard')}`)).code).toBe(1);
+      expect((await mount.events('v')).at(-1)).toMatch(/^refused file=discard errno=16 /);
       const tree = await lab.treeState(fs);
       expect(await lab.dmfuse('umount', mount.point)).toMatchObject({
         code: 1,
