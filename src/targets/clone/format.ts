@@ -5,6 +5,7 @@ import {
   BITMAP_ENTRIES,
   bitmapsOf,
   type CloneSuperblock,
+  MAX_REGIONS,
   METADATA_BLOCK_BYTES,
   managedBlocksOf,
   NODE_ENTRIES,
@@ -24,14 +25,17 @@ export function createImage(
   deviceBytes: number,
 ): CloneImage {
   const regions = regionsOf(sizes);
+  if (regions > MAX_REGIONS) {
+    throw new DmError('EINVAL', `cannot hold ${regions} regions: ${MAX_REGIONS} at most, take larger ones`);
+  }
   const levels = [arraysOf(regions)];
   do levels.push(Math.ceil(levels.at(-1)! / NODE_ENTRIES));
   while (levels.at(-1)! > 1);
   const managedBlocks = managedBlocksOf(deviceBytes);
   const bitmaps = bitmapsOf(managedBlocks);
   const usedBlocks = FIRST_BITMAP + bitmaps + levels.reduce((sum, blocks) => sum + blocks, 0);
-  // Or there would be no room for the first commit: an array block, its nodes, a bitmap, the index.
-  const needed = usedBlocks + levels.length + 2;
+  // Or there would be no room for the first commit: an array block, its nodes, the bitmaps, the index.
+  const needed = usedBlocks + levels.length + bitmaps + 1;
   if (managedBlocks < needed) {
     throw new DmError(
       'EINVAL',

@@ -24,6 +24,7 @@ import {
   type IndexEntry,
   METADATA_BLOCK_BYTES,
   regionsOf,
+  setCount,
   type TreeKind,
   verifyBlock,
 } from '../../formats/dm-clone.js';
@@ -160,7 +161,16 @@ class ImageReader {
     const block = this.reach(entry.block, this.superblock.indexBlock, `bitmap ${i}`);
     const bytes = this.readBlock(block);
     verifyBlock('bitmap', bytes, block);
-    new Uint8Array(counts, i * COUNTS_BYTES, COUNTS_BYTES).set(countsOf(bytes));
+    const here = new Uint8Array(counts, i * COUNTS_BYTES, COUNTS_BYTES);
+    here.set(countsOf(bytes));
+    // Counts of blocks that are not managed mean nothing, and are 0 where they are added up.
+    const { managedBlocks } = this.superblock;
+    const first = i * BITMAP_ENTRIES;
+    for (let j = managedBlocks - first; j < BITMAP_ENTRIES; j++) {
+      if (countAt(here, j) === 0) continue;
+      this.flaw(first + j, `counted, but only ${managedBlocks} blocks are managed`);
+      setCount(here, j, 0);
+    }
     return true;
   }
 
@@ -265,14 +275,14 @@ class ImageReader {
       if (!this.hasGaps) this.flaw(block, `not in use, its reference count is ${name}`);
       return;
     }
-    this.attempt(() => {
-      throw new BlockDamage(block, `in use once, its reference count is ${name}`);
-    });
+    const damage = new BlockDamage(block, `in use once, its reference count is ${name}`);
+    if (!this.report) throw damage;
+    this.report(damage);
   }
 
   /** What is worked out anew when an image is used, so that only a check looks at it. */
   private checkIndex(counts: Uint8Array, index: readonly IndexEntry[], known: readonly boolean[]): void {
-    const { managedBlocks, indexBlock } = this.superblock;
+    const { indexBlock } = this.superblock;
     index.forEach(({ free, noneFreeBefore }, i) => {
       if (!known[i]) return;
       const space = spaceOf(counts.subarray(i * COUNTS_BYTES, (i + 1) * COUNTS_BYTES));
@@ -281,10 +291,6 @@ class ImageReader {
       }
       if (noneFreeBefore > space.firstFree) {
         this.flaw(indexBlock, `bitmap ${i} has a free entry before ${noneFreeBefore}: ${space.firstFree}`);
-      }
-      for (let j = Math.max(0, managedBlocks - i * BITMAP_ENTRIES); j < BITMAP_ENTRIES; j++) {
-        if (countAt(counts, i * BITMAP_ENTRIES + j) === 0) continue;
-        this.flaw(i * BITMAP_ENTRIES + j, `counted, but only ${managedBlocks} blocks are managed`);
       }
     });
   }

@@ -61,7 +61,7 @@ export function createStore(image: CloneImage): StoreDescriptor {
 }
 
 /** No metadata block is free for a commit. */
-class NoSpace extends DmError {}
+class NoSpace extends Error {}
 
 /** Where a block was. */
 interface Move {
@@ -135,7 +135,13 @@ export class MetadataStore {
     try {
       moves = this.plan(arrays);
     } catch (error) {
-      if (!(error instanceof NoSpace) || arrays.length === 1) throw error;
+      if (!(error instanceof NoSpace)) throw error;
+      if (arrays.length <= 1) {
+        throw new DmError(
+          'ENOSPC',
+          `the metadata device is full: ${this.used} of its ${this.total} blocks are in use, a commit needs more`,
+        );
+      }
       // What does not fit at once fits one after the other.
       const half = arrays.length >> 1;
       this.commit(arrays.slice(0, half), flushDestination);
@@ -171,14 +177,12 @@ export class MetadataStore {
     const { places, space, starts, image } = this;
     const cursor = space[CURSOR]!;
     const moves: Move[] = [];
-    const moved = new Set<number>();
     const touched = new Set<number>();
     const move = (place: number) => {
       const from = places[place]!;
       const to = this.take();
       places[place] = to;
       moves.push({ place, from });
-      moved.add(place);
       for (const block of [from, to]) touched.add(Math.floor(block / BITMAP_ENTRIES));
     };
     try {
@@ -234,10 +238,7 @@ export class MetadataStore {
         return first + j;
       }
     }
-    throw new NoSpace(
-      'ENOSPC',
-      `the metadata device is full: ${this.used} of its ${total} blocks are in use`,
-    );
+    throw new NoSpace();
   }
 
   /** Puts everything back where it was, in memory. */
