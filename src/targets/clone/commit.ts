@@ -7,7 +7,7 @@
  * clone-I7  Metadata that fails makes the target read-only: what is hydrated stays so, but not durably, and a flush says so.
  *           Where not even the superblock can be read any more the target fails altogether.
  */
-import { errnoOf, messageOf } from '../../errors.js';
+import { DmError, errnoOf, messageOf } from '../../errors.js';
 import { ARRAY_REGIONS } from '../../formats/dm-clone.js';
 import { nextOne, nextZero } from '../../shared/bitmap.js';
 import type { CloneState } from './state.js';
@@ -30,17 +30,26 @@ export class Committer {
     this.store = new MetadataStore(state.descriptor.store, state.metadata);
   }
 
-  /** Makes every completed change durable. Throws EIO where it could not. */
+  /** A flush that the user asked for. Throws EIO, too, when a commit of ours failed to flush the destination before. */
   flush(): void {
-    this.state.commits.join(() => this.commit());
+    let failedBefore = false;
+    try {
+      this.state.commits.join(() => this.commit());
+    } finally {
+      // After our own: one of ours may fail while we wait for it.
+      failedBefore = this.state.takeFlushFailed();
+    }
+    if (failedBefore) {
+      throw new DmError('EIO', 'an earlier flush of the destination failed: writes may be lost');
+    }
   }
 
-  /** The same where there are changes. A failure is an event, once until it works again. */
+  /** Commits what there is. A failure is an event, once until it works again. */
   commitInBackground(): void {
     const { state } = this;
     if (!state.marks.areThere || state.mode !== 'rw') return;
     try {
-      this.flush();
+      state.commits.join(() => this.commit({ inBackground: true }));
       this.failure = '';
     } catch (error) {
       const reason = messageOf(error);
@@ -52,24 +61,20 @@ export class Committer {
   }
 
   /** One commit; the mutex of `commits` is held. */
-  private commit(): void {
+  private commit({ inBackground = false } = {}): void {
     const { state } = this;
-    if (state.mode !== 'rw') {
-      state.marks.settle();
-      if (state.mode === 'Fail' || state.marks.areThere) throw state.refusal();
-      state.destination.flush();
-      return;
-    }
+    // What was to be committed when the mode changed never will be.
+    state.requireWritable();
     const arrays = state.redone === state.losses ? this.takeMarks() : this.writeAgain();
     if (arrays.length === 0) {
-      this.flushDestination();
+      this.flushDestination(inBackground);
       return;
     }
     let destinationError: unknown;
     try {
       this.store.commit(arrays, () => {
         try {
-          this.flushDestination();
+          this.flushDestination(inBackground);
         } catch (error) {
           destinationError = error;
           throw error;
@@ -85,11 +90,13 @@ export class Committer {
     if (isComplete && state.complete()) state.raise(`hydrated regions=${state.descriptor.regions}`);
   }
 
-  private flushDestination(): void {
+  private flushDestination(inBackground: boolean): void {
+    const { state } = this;
     try {
-      this.state.destination.flush();
+      state.destination.flush();
     } catch (error) {
-      this.state.countLoss();
+      state.countLoss();
+      if (inBackground) state.flushFailed();
       throw error;
     }
   }

@@ -1,19 +1,26 @@
-/** Copying from the source to the destination: what both lie on does it where it can, and holes stay holes. */
+/** Copying from the source to the destination: what both lie on does it where it can, and holes stay holes where that may be. */
 import { type BlockDevice, type Extent, extentOf, zeroOut } from '../../device/block-device.js';
+import type { CloneState } from './state.js';
 
 /** Bytes; less is copied sooner by a read and a write. */
 const COPY_FROM_BYTES = 32 << 10;
 
 export class Copier {
+  private readonly source: BlockDevice;
+  private readonly destination: BlockDevice;
+  private readonly mayUnmap: boolean;
   private extent: Extent = { data: true, end: 0 };
   private extentStart = 0;
 
   constructor(
-    private readonly source: BlockDevice,
-    private readonly destination: BlockDevice,
+    { source, destination, descriptor }: CloneState,
     /** For bytes on their way. */
     private readonly buffer: Uint8Array,
-  ) {}
+  ) {
+    this.source = source;
+    this.destination = destination;
+    this.mayUnmap = descriptor.discardPassdown;
+  }
 
   /** Copies bytes [from, to), which are at the same place on both. */
   copy(from: number, to: number): void {
@@ -21,7 +28,8 @@ export class Copier {
       const extent = this.extentAt(at);
       const stop = Math.min(to, extent.end);
       if (extent.data) this.copyData(at, stop);
-      else zeroOut(this.destination, at, stop - at);
+      else if (this.mayUnmap) zeroOut(this.destination, at, stop - at);
+      else this.destination.writeZeroes(at, stop - at);
       at = stop;
     }
   }

@@ -22,18 +22,19 @@ const IDLE_MS = 1000;
 /** How long it rests, in milliseconds, when a round over all regions has met errors, or the destination is full. */
 const RETRY_MS = 5000;
 
-/** A region of which the first bytes are copied. */
-interface Partial {
+/** A region of which the first bytes are copied, up to `done`. */
+interface PartlyCopied {
   readonly region: number;
   readonly done: number;
   readonly losses: number;
+  readonly spoils: number;
 }
 
 export class Hydrator {
   private attends = true;
   /** The region to go on from. */
   private cursor = 0;
-  private partial: Partial | undefined;
+  private partial: PartlyCopied | undefined;
   /** Regions of this round that could not be copied. */
   private failures = 0;
 
@@ -42,7 +43,10 @@ export class Hydrator {
     private readonly copier: Copier,
     /** Commits what is hydrated. */
     private readonly commit: () => void,
-  ) {
+    private readonly stepBytes = STEP_BYTES,
+  ) {}
+
+  start(): void {
     void this.run();
   }
 
@@ -70,13 +74,14 @@ export class Hydrator {
   }
 
   /** One step; the milliseconds to rest before the next one, 0 while there is something to do. */
-  private step(): number {
+  step(): number {
     const { state } = this;
     const { regions } = state.descriptor;
     const { hydration, threshold, batchSize } = state.settings;
-    const most = Math.min(threshold, batchSize);
+    // No more than a step can copy: their locks are all taken.
+    const most = Math.min(threshold, batchSize, Math.max(1, STEP_HOLE_BYTES / state.descriptor.regionBytes));
     if (!hydration || most === 0 || state.mode !== 'rw' || state.hydratedCount === regions) return IDLE_MS;
-    for (let left = STEP_BYTES; left > 0; ) {
+    for (let left = this.stepBytes; left > 0; ) {
       const first = nextZero(state.hydrated, this.cursor, regions);
       if (first === regions) return this.endOfRound();
       const stop = nextOne(state.hydrated, first, Math.min(regions, first + most));
@@ -88,6 +93,8 @@ export class Hydrator {
         left -= this.hydrate(first, end);
       } catch (error) {
         this.failed(first, error);
+        // Regions that cannot be read may be many, and each take its time.
+        left -= this.state.descriptor.regionBytes;
         if (errnoOf(error) === errnoOf({ code: 'ENOSPC' })) return RETRY_MS;
       } finally {
         state.busy.release(first, end);
@@ -104,15 +111,16 @@ export class Hydrator {
     if (stop === first) return 0;
     state.inFlight = stop - first;
     const { partial } = this;
-    const goesOn = partial?.region === first && partial.losses === state.losses;
-    const { losses } = state;
+    // Once: a loss between two looks would count for neither part of the region.
+    const { losses, spoils } = state;
+    const goesOn = partial?.region === first && partial.losses === losses && partial.spoils === spoils;
     const from = goesOn ? partial.done : state.startOf(first);
     const extent = copier.extentAt(from);
-    const longest = extent.data ? STEP_BYTES : STEP_HOLE_BYTES;
+    const longest = extent.data ? this.stepBytes : STEP_HOLE_BYTES;
     const to = Math.min(state.startOf(stop), Math.max(extent.end, from + 1), from + longest);
     copier.copy(from, to);
     if (to < state.startOf(first + 1)) {
-      this.partial = { region: first, done: to, losses };
+      this.partial = { region: first, done: to, losses, spoils };
       this.cursor = first;
     } else {
       this.partial = undefined;

@@ -36,7 +36,7 @@
  */
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
-import { type CloneSuperblock, regionsOf } from '../../formats/dm-clone.js';
+import { type CloneSuperblock, MAX_REGIONS, regionsOf } from '../../formats/dm-clone.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { Backing, TargetType } from '../target.js';
 import { cloneFiles } from './controls.js';
@@ -74,8 +74,9 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
     const targetSectors = context.length ?? found?.superblock.targetSectors ?? sectorsOf(source);
     const sizes = { regionSectors, targetSectors };
     if (found) requireSameSizes(metadata, found.superblock, sizes);
-    requireRoom(destination, targetSectors);
+    requireFewRegions(sizes);
     requireRoom(source, targetSectors);
+    requireRoom(destination, targetSectors);
     const image = found ?? naming(metadata, () => createImage(sizes, device.size));
     const store = createStore(image);
     if (found) {
@@ -113,6 +114,15 @@ function requireRoom(backing: Backing, sectors: number): void {
   throw new DmError(
     'EINVAL',
     `${backing.path} has ${sectorsOf(backing)} sectors, the clone has ${Math.max(1, sectors)}`,
+  );
+}
+
+function requireFewRegions(sizes: Sizes): void {
+  const regions = regionsOf(sizes);
+  if (regions <= MAX_REGIONS) return;
+  throw new DmError(
+    'EINVAL',
+    `clone: ${sizes.targetSectors} sectors are ${regions} regions of ${sizes.regionSectors}, ${MAX_REGIONS} at most: take larger regions`,
   );
 }
 

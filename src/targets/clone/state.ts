@@ -58,7 +58,9 @@ const BATCH_SIZE = MODE + 8;
 const IN_FLIGHT = MODE + 9;
 const REQUESTS = MODE + 10;
 const WAKE = MODE + 11;
-const WORDS = MODE + 12;
+const SPOILS = MODE + 12;
+const FLUSH_FAILED = MODE + 13;
+const WORDS = MODE + 14;
 const REASON_BYTES_MAX = 512;
 
 /** The shared buffers of a new target, but for its store. */
@@ -91,7 +93,7 @@ export class CloneState {
   readonly hydrated: Int32Array;
   /** Whoever copies a region, or sets its bit, holds its lock. */
   readonly busy: BitLocks;
-  /** Shared by what changes the destination; held alone to write again what it may have lost. */
+  /** Shared by requests that change the destination; held alone to write again what it may have lost. */
   readonly lock: RwLock;
   readonly commits: Commits;
   readonly marks: Marks;
@@ -149,8 +151,10 @@ export class CloneState {
       for (let at = first; at < end; ) {
         const array = Math.floor(at / ARRAY_REGIONS);
         const stop = Math.min(end, (array + 1) * ARRAY_REGIONS);
-        Atomics.add(this.words, HYDRATED, setBits(this.hydrated, at, stop));
+        const fresh = setBits(this.hydrated, at, stop);
         this.marks.mark(array);
+        // After the mark: where all are counted and nothing is marked, all are durable.
+        Atomics.add(this.words, HYDRATED, fresh);
         at = stop;
       }
     });
@@ -202,6 +206,26 @@ export class CloneState {
 
   countLoss(): void {
     Atomics.add(this.words, LOSSES, 1);
+  }
+
+  /** A flush of ours failed: the next flush of the user says so, for the kernel tells it only once. */
+  flushFailed(): void {
+    Atomics.store(this.words, FLUSH_FAILED, 1);
+  }
+
+  /** Whether one did since the last call. */
+  takeFlushFailed(): boolean {
+    return Atomics.exchange(this.words, FLUSH_FAILED, 0) === 1;
+  }
+
+  /** How often a change to a region failed half way: what it left on the destination is neither copied nor hydrated. */
+  get spoils(): number {
+    return Atomics.load(this.words, SPOILS);
+  }
+
+  /** The lock of the region is held. */
+  countSpoil(): void {
+    Atomics.add(this.words, SPOILS, 1);
   }
 
   /** The losses whose regions were written again. Under the mutex of the commits. */

@@ -44,7 +44,7 @@ export class CloneTarget implements Target {
     this.state = new CloneState(descriptor, context);
     const buffer = new Uint8Array(BUFFER_BYTES);
     this.committer = new Committer(this.state, buffer);
-    this.copier = new Copier(this.state.source, this.state.destination, buffer);
+    this.copier = new Copier(this.state, buffer);
   }
 
   read(offset: number, into: Uint8Array): void {
@@ -77,6 +77,7 @@ export class CloneTarget implements Target {
    */
   discard(offset: number, length: number): void {
     const { state, descriptor } = this;
+    state.requireAlive();
     const { regionBytes, discardPassdown } = descriptor;
     const first = Math.ceil(offset / regionBytes);
     const end = Math.floor((offset + length) / regionBytes);
@@ -150,6 +151,7 @@ export class CloneTarget implements Target {
 
   workInBackground(): () => void {
     const hydrator = new Hydrator(this.state, this.copier, () => this.committer.commitInBackground());
+    hydrator.start();
     return () => hydrator.stop();
   }
 
@@ -165,7 +167,11 @@ export class CloneTarget implements Target {
     const last = Math.ceil(end / descriptor.regionBytes);
     const next = nextZero(state.hydrated, region, last);
     if (next > region) return { isHydrated: true, stop: Math.min(end, state.startOf(next)) };
-    return { isHydrated: false, stop: Math.min(end, state.startOf(nextOne(state.hydrated, region, last))) };
+    // From the one behind it: it may have become hydrated since.
+    return {
+      isHydrated: false,
+      stop: Math.min(end, state.startOf(nextOne(state.hydrated, region + 1, last))),
+    };
   }
 
   /** Changes a range on the destination with `apply(byte, byte after it)`, and hydrates what it touches. */
@@ -206,6 +212,9 @@ export class CloneTarget implements Target {
       apply(at, to);
       this.copier.copy(to, state.startOf(stop));
       return state.setHydrated(first, stop, losses) ? to : at;
+    } catch (error) {
+      state.countSpoil();
+      throw error;
     } finally {
       state.busy.release(first, taken);
     }
