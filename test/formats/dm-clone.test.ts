@@ -3,35 +3,37 @@ import crc32c from 'crc-32/crc32c.js';
 import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
-  ARRAY_BYTES,
   ARRAY_REGIONS,
   arraysOf,
+  type CloneSuperblock,
+  decodeSuperblock,
+  encodeSuperblock,
+  regionSizeProblem,
+  regionsOf,
+} from '../../src/formats/dm-clone.js';
+import {
+  ARRAY_BYTES,
   BITMAP_ENTRIES,
   BlockDamage,
   type BlockKind,
   bitmapsOf,
-  type CloneSuperblock,
   countAt,
   countsOf,
   decodeArray,
   decodeIndex,
   decodeNode,
-  decodeSuperblock,
   encodeArray,
   encodeBitmap,
   encodeIndex,
   encodeNode,
-  encodeSuperblock,
   MAX_MANAGED_BLOCKS,
   managedBlocksOf,
   NODE_ENTRIES,
   nodeCapacity,
-  regionSizeProblem,
-  regionsOf,
   sealBlock,
   setCount,
   verifyBlock,
-} from '../../src/formats/dm-clone.js';
+} from '../../src/formats/persistent-data.js';
 import * as naive from './naive-clone.js';
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');

@@ -1,17 +1,14 @@
 /** A new, empty image: nothing is hydrated. Laid out as the kernel does it, as long as one node suffices. */
 import { DmError } from '../../errors.js';
+import { arraysOf, type CloneSuperblock, MAX_REGIONS, regionsOf } from '../../formats/dm-clone.js';
 import {
-  arraysOf,
   BITMAP_ENTRIES,
   bitmapsOf,
-  type CloneSuperblock,
-  MAX_REGIONS,
   METADATA_BLOCK_BYTES,
   managedBlocksOf,
   NODE_ENTRIES,
-  regionsOf,
   setCount,
-} from '../../formats/dm-clone.js';
+} from '../../formats/persistent-data.js';
 import { type CloneImage, COUNTS_BYTES, createRegionBits, sharedWords } from './image.js';
 
 /** Blocks behind the superblock that hold neither bitmaps nor tree: the index and the root of the overflow tree. */

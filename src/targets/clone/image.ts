@@ -8,26 +8,23 @@
  */
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
+import { arraysOf, type CloneSuperblock, decodeSuperblock, regionsOf } from '../../formats/dm-clone.js';
 import {
   ARRAY_BYTES,
-  arraysOf,
   BITMAP_ENTRIES,
   BlockDamage,
   bitmapsOf,
-  type CloneSuperblock,
   countAt,
   countsOf,
   decodeArray,
   decodeIndex,
   decodeNode,
-  decodeSuperblock,
   type IndexEntry,
   METADATA_BLOCK_BYTES,
-  regionsOf,
   setCount,
   type TreeKind,
   verifyBlock,
-} from '../../formats/dm-clone.js';
+} from '../../formats/persistent-data.js';
 import { maskOf, nextOne, nextZero, popCount } from '../../shared/bitmap.js';
 
 /** Bytes of a bitmap's counts. */

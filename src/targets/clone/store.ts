@@ -17,21 +17,19 @@
  */
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
+import { decodeSuperblock, encodeSuperblock, regionsOf } from '../../formats/dm-clone.js';
 import {
   ARRAY_BYTES,
   BITMAP_ENTRIES,
   countAt,
   decodeArray,
-  decodeSuperblock,
   encodeArray,
   encodeBitmap,
   encodeIndex,
   encodeNode,
-  encodeSuperblock,
   METADATA_BLOCK_BYTES,
-  regionsOf,
   setCount,
-} from '../../formats/dm-clone.js';
+} from '../../formats/persistent-data.js';
 import { type CloneImage, COUNTS_BYTES, sharedWords, spaceOf } from './image.js';
 
 // Words of the space map: CURSOR and USED, then for each bitmap how much is free, and where to look.

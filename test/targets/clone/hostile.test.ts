@@ -11,7 +11,7 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Prng } from '../../../src/device/prng.js';
 import { DmError } from '../../../src/errors.js';
-import { sealBlock } from '../../../src/formats/dm-clone.js';
+import { sealBlock } from '../../../src/formats/persistent-data.js';
 import { readImage } from '../../../src/targets/clone/image.js';
 import { clone } from '../../../src/targets/clone/index.js';
 import { get32, get64, type NaiveKind, put32, put64 } from '../../formats/naive-clone.js';

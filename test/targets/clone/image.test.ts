@@ -10,7 +10,7 @@ import { FileDevice } from '../../../src/device/file.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { DmError } from '../../../src/errors.js';
-import { BlockDamage } from '../../../src/formats/dm-clone.js';
+import { BlockDamage } from '../../../src/formats/persistent-data.js';
 import { createImage } from '../../../src/targets/clone/format.js';
 import { type CloneImage, countRegions, readImage } from '../../../src/targets/clone/image.js';
 import { clone } from '../../../src/targets/clone/index.js';
