@@ -5,7 +5,7 @@
  * with rmdir. Tables load one after the other: a claim on a backing is decided before the next one asks.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DmError, messageOf } from '../src/errors.js';
+import { DmError, errnoOf, messageOf } from '../src/errors.js';
 import { parseTableLine } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
 import type { Target, TargetType } from '../src/targets/target.js';
@@ -132,7 +132,10 @@ export class Registry {
     }
   }
 
-  /** rmdir. Throws ENOENT, EBUSY while `device` is open or another target stands on this one. */
+  /**
+   * rmdir. Throws ENOENT, EBUSY while `device` is open or another target stands on this one, and what a flush throws that may
+   * work the next time.
+   */
   async remove(name: string): Promise<Slot> {
     await this.releasesOf(name);
     const slot = this.slots.get(name);
@@ -142,7 +145,15 @@ export class Registry {
     const user = this.backings.userOf(slot.id);
     if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
     const { live } = slot;
-    live?.target.flush();
+    try {
+      live?.target.flush();
+    } catch (error) {
+      if (!live?.target.cannotFlush?.()) {
+        const reason = JSON.stringify(messageOf(error));
+        slot.events.raise(`remove_refused errno=${errnoOf(error)} reason=${reason}`);
+        throw error;
+      }
+    }
     if (live) {
       // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
       slot.live = undefined;

@@ -28,3 +28,13 @@ export function errnoOf(error: unknown): number {
 export function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
+
+/** Runs `work`; a DmError that it throws says where: `where: message`. */
+export function naming<T>(where: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (!(error instanceof DmError)) throw error;
+    throw new DmError(error.code, `${where}: ${error.message}`);
+  }
+}

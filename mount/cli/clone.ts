@@ -2,10 +2,10 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DmError, messageOf } from '../../src/errors.js';
+import { DmError, naming } from '../../src/errors.js';
 import { regionsOf } from '../../src/formats/dm-clone.js';
 import { type BlockDamage, METADATA_BLOCK_BYTES } from '../../src/formats/persistent-data.js';
-import { type CloneImage, hydratedRuns, readImage } from '../../src/targets/clone/image.js';
+import { hydratedRuns, readImage } from '../../src/targets/clone/image.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { requireMount } from './find-mount.js';
 import { withImage } from './images.js';
@@ -18,18 +18,11 @@ const POLL_MS = 100;
 
 export async function dumpMetadata(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
-    let image: CloneImage | undefined;
-    try {
-      image = readImage(device);
-    } catch (error) {
-      throw new DmError(
-        'EINVAL',
-        `${path}: ${messageOf(error)}; \`dmfuse clone check\` tells all that is wrong`,
-      );
-    }
+    const image = naming(path, () => readImage(device));
     if (!image) {
       process.exitCode = EXIT_NOTHING_THERE;
-      say(`${path}: block 0 is zero: no clone has used it`);
+      if (json) printJson({ state: 'no-metadata' });
+      else say('no metadata: block 0 is zero, a clone would format it');
       return;
     }
     const { superblock } = image;
@@ -56,10 +49,12 @@ export async function checkMetadata(path: string, { json }: { json: boolean }): 
   await withImage(path, 'read', (device) => {
     const first: Pick<BlockDamage, 'block' | 'problem'>[] = [];
     let total = 0;
-    const image = readImage(device, ({ block, problem }) => {
-      total++;
-      if (first.length < DAMAGE_SHOWN) first.push({ block, problem });
-    });
+    const image = naming(path, () =>
+      readImage(device, ({ block, problem }) => {
+        total++;
+        if (first.length < DAMAGE_SHOWN) first.push({ block, problem });
+      }),
+    );
     const state = total > 0 ? 'damaged' : image ? 'sound' : 'no-metadata';
     if (state === 'damaged') process.exitCode = EXIT_DAMAGED;
     if (state === 'no-metadata') process.exitCode = EXIT_NOTHING_THERE;
@@ -93,10 +88,10 @@ export async function waitHydrated(mountArgument: string, name: string): Promise
   try {
     await withProgress('hydration', { interruptible: true }, async (update) => {
       for (;;) {
-        const { regions, regionsTotal, regionSectors, obstacle } = readHydration(folder, name);
+        const { regions, regionsTotal, inFlight, regionSectors, obstacle } = readHydration(folder, name);
         const regionBytes = regionSectors * SECTOR_BYTES;
         await update({ bytes: regions * regionBytes, bytesTotal: regionsTotal * regionBytes });
-        if (regions === regionsTotal) return;
+        if (regions === regionsTotal && inFlight === 0) return;
         if (obstacle !== undefined) throw new DmError('EINVAL', `wait ${name}: ${obstacle}`);
         await sleep(POLL_MS);
       }
@@ -116,13 +111,15 @@ function readHydration(folder: string, name: string) {
   if (!settings) throw new DmError('EIO', `wait ${name}: its metadata has failed: ${line}`);
   const [regionSectors, hydrated] = [Number(fields[2]), fields[3]!];
   const [regions, regionsTotal] = hydrated.split('/').map(Number) as [number, number];
-  const isOff = fields.includes('no_hydration');
-  const isHeld = settings[1] === '0' || settings[2] === '0';
+  const inFlight = Number(fields[4]);
+  const isWhole = regions === regionsTotal;
+  const isOff = !isWhole && fields.includes('no_hydration');
+  const isHeld = !isWhole && (settings[1] === '0' || settings[2] === '0');
   let obstacle: string | undefined;
   if (settings[3] !== 'rw') obstacle = `its metadata is read-only: ${line}`;
   else if (isOff) obstacle = `hydration is off; \`echo 1 > ${folder}/hydration\` starts it`;
   else if (isHeld) obstacle = `its hydration_threshold or hydration_batch_size is 0; 1 or more lets it go on`;
-  return { regions, regionsTotal, regionSectors, obstacle };
+  return { regions, regionsTotal, inFlight, regionSectors, obstacle };
 }
 
 function readStatus(folder: string, name: string): string {

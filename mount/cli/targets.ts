@@ -36,6 +36,7 @@ export function remove(mountArgument: string, name: string): void {
     throw explain(error, `remove ${name}`, {
       ENOENT: 'there is no target of that name',
       EBUSY: 'in use: its device is open (losetup -a, fuser), or another target stands on it',
+      EIO: `what was written to it could not be made durable; the last line of ${folder}/events says why`,
     });
   }
 }

@@ -34,7 +34,8 @@ function daemonPid(mountPoint: string): number | undefined {
 /** Whether a process runs. */
 export function isAlive(pid: number): boolean {
   try {
-    // A zombie has closed all its files: it waits for its parent, not we for it.
+    // A zombie waits for its parent, not we for it; but threads of it may still have its files.
+    if (readdirSync(`/proc/${pid}/task`).length > 1) return true;
     return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
   } catch {
     return false;

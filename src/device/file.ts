@@ -134,8 +134,11 @@ export class FileDevice implements BlockDevice {
       if (data > offset) return { data: false, end: data };
       return { data: true, end: Math.min(lseek(this.fd, offset, SEEK_HOLE), this.size) };
     } catch (error) {
-      // ENXIO: nothing but a hole from here on. EINVAL: a block device, which cannot tell.
-      return { data: !(error instanceof SystemCallError && error.code === 'ENXIO'), end: this.size };
+      // ENXIO: nothing but a hole from here on, or the file has lost its end: a read says so. EINVAL: a block device, which
+      // cannot tell.
+      const isHole =
+        error instanceof SystemCallError && error.code === 'ENXIO' && fileSize(this.fd) >= this.size;
+      return { data: !isHole, end: this.size };
     }
   }
 

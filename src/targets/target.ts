@@ -60,6 +60,8 @@ export interface Target extends BlockDevice {
    * later opens itself. Left out or undefined: every request must come through the target.
    */
   passthrough?(): FileBacking | undefined;
+  /** True when no flush will work again: to keep the target would save nothing, and it can be removed all the same. */
+  cannotFlush?(): boolean;
   /**
    * One thread, once it is live: until the function that it returns is called, makes durable about once a second what a kill
    * would lose.

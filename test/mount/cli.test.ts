@@ -5,6 +5,7 @@ import { type Lab, mountTest, type Running, until } from './harness.js';
 const BOW_COMMANDS = ['restore', 'check', 'dump'];
 const CSUM_COMMANDS = ['format', 'check'];
 const COW_COMMANDS = ['create', 'commit', 'flatten', 'map'];
+const CLONE_COMMANDS = ['dump', 'check', 'wait'];
 const COMMANDS = [
   '',
   'mount',
@@ -19,6 +20,8 @@ const COMMANDS = [
   ...CSUM_COMMANDS.map((verb) => `csum ${verb}`),
   'cow',
   ...COW_COMMANDS.map((verb) => `cow ${verb}`),
+  'clone',
+  ...CLONE_COMMANDS.map((verb) => `clone ${verb}`),
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {

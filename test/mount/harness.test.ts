@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
-import { isAlive, Lab, until } from './harness.js';
+import { isAlive } from '../../mount/cli/umount.js';
+import { Lab, until } from './harness.js';
 
 test('a lab that hangs is aborted, tells what its threads do, and leaves nothing', async () => {
   const lab = await Lab.open(2);

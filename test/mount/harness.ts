@@ -13,6 +13,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test } from 'vitest';
+import { isAlive } from '../../mount/cli/umount.js';
 
 /** What `npm run build` made. */
 export const DIST = fileURLToPath(new URL('../../dist', import.meta.url));
@@ -350,15 +351,6 @@ export class Mount {
   async killDaemon(): Promise<void> {
     process.kill(this.pid, 'SIGKILL');
     await this.daemonEnd();
-  }
-}
-
-/** False for a zombie: it has closed all its files and waits for its parent. */
-export function isAlive(pid: number): boolean {
-  try {
-    return !/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'));
-  } catch {
-    return false;
   }
 }
 

@@ -35,7 +35,7 @@
  * metadata is read and checked, format.ts how it begins, formats/dm-clone.ts the bytes.
  */
 import type { BlockDevice } from '../../device/block-device.js';
-import { DmError } from '../../errors.js';
+import { DmError, naming } from '../../errors.js';
 import { type CloneSuperblock, MAX_REGIONS, regionsOf } from '../../formats/dm-clone.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { Backing, TargetType } from '../target.js';
@@ -70,14 +70,14 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
     const destination = await context.openBacking(destinationPath, 'write');
     const source = await context.openBacking(sourcePath, 'read');
     const device = context.device(metadata);
-    const found = naming(metadata, () => readImage(device));
+    const found = naming(metadataPath, () => readImage(device));
     const targetSectors = context.length ?? found?.superblock.targetSectors ?? sectorsOf(source);
     const sizes = { regionSectors, targetSectors };
     if (found) requireSameSizes(metadata, found.superblock, sizes);
     requireFewRegions(sizes);
     requireRoom(source, targetSectors);
     requireRoom(destination, targetSectors);
-    const image = found ?? naming(metadata, () => createImage(sizes, device.size));
+    const image = found ?? naming(metadataPath, () => createImage(sizes, device.size));
     const store = createStore(image);
     if (found) {
       // A superblock that a daemon before us wrote and did not flush decides what is free; on the device another may live.
@@ -138,15 +138,5 @@ function requireSameSizes({ path }: Backing, found: CloneImage['superblock'], wa
       'EINVAL',
       `${path}: is of a clone of ${found.targetSectors} sectors, the table says ${wanted.targetSectors}`,
     );
-  }
-}
-
-/** What is wrong with the metadata, with its path. */
-function naming<T>({ path }: Backing, work: () => T): T {
-  try {
-    return work();
-  } catch (error) {
-    if (!(error instanceof DmError)) throw error;
-    throw new DmError(error.code, `${path}: ${error.message}`);
   }
 }

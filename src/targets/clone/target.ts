@@ -71,6 +71,11 @@ export class CloneTarget implements Target {
     this.committer.flush();
   }
 
+  /** What no commit has recorded is lost (clone-I7); removed and created anew, it is the source's again. */
+  cannotFlush(): boolean {
+    return this.state.mode !== 'rw';
+  }
+
   /**
    * Only regions that it covers, and never a short last one, as the kernel has it: they become hydrated, with whatever the
    * destination holds. Nothing happens to regions that cannot be hydrated any more.
@@ -110,13 +115,18 @@ export class CloneTarget implements Target {
     return [...devices, `${regionBytes / SECTOR_BYTES}`, ...options].map(quoteWord).join(' ');
   }
 
-  /** As the kernel's dm-clone; in a mode that is not `rw` the reason follows. */
+  /**
+   * As the kernel's dm-clone; in a mode that is not `rw` the reason follows. When all regions are hydrated one still counts as on
+   * its way until the metadata says so.
+   */
   statusArgs(): string {
     const { state, committer, descriptor } = this;
     const { mode, settings } = state;
     const reason = mode === 'rw' ? '' : ` reason=${JSON.stringify(state.reason)}`;
     if (mode === 'Fail') return `Fail${reason}`;
     const { used, total } = committer.store;
+    const hydrated = state.hydratedCount;
+    const isFull = hydrated === descriptor.regions;
     const features = [
       ...(settings.hydration ? [] : ['no_hydration']),
       ...(descriptor.discardPassdown ? [] : ['no_discard_passdown']),
@@ -126,8 +136,8 @@ export class CloneTarget implements Target {
       METADATA_BLOCK_SECTORS,
       `${used}/${total}`,
       descriptor.regionBytes / SECTOR_BYTES,
-      `${state.hydratedCount}/${descriptor.regions}`,
-      state.inFlight,
+      `${hydrated}/${descriptor.regions}`,
+      isFull && !state.isComplete ? 1 : state.inFlight,
       features.length,
       ...features,
       core.length,
