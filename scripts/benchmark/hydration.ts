@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { runFio, type Section } from './fio.js';
-import type { Image } from './image.js';
+import { type Image, touchMemory } from './image.js';
 import type { Lab } from './lab.js';
 import type { Findings } from './measure.js';
 import { residentBytes } from './memory.js';
@@ -18,7 +18,7 @@ export interface HydrationPlan {
 }
 
 const READS = random('randread', 1);
-const POLL_MS = 2;
+const POLL_MS = 10;
 /** Sectors. */
 const REGION_SECTORS = 128;
 const LARGE_BYTES = 64 * 2 ** 30;
@@ -53,10 +53,12 @@ async function measureOne(
   const { sizeBytes } = image;
   await image.settle();
   await image.warm(sizeBytes);
-  const copyBytesPerSecond = await rateOf(sizeBytes, () => copy(lab, image));
+  await touchMemory(lab, sizeBytes);
+  const copyBytesPerSecond = await copyRate(lab, image);
   const mount = await DmfuseMount.start(lab);
   const options = '1 no_hydration';
   await mount.create('alone', await cloneTable(lab, image, REGION_SECTORS, options));
+  await touchMemory(lab, sizeBytes);
   const bytesPerSecond = await rateOf(sizeBytes, async () => {
     await mount.control('alone', 'hydration', '1');
     while (!(await mount.isHydrated('alone'))) await sleep(POLL_MS);
@@ -117,8 +119,14 @@ export async function measureCloneOpening(lab: Lab): Promise<CloneOpening> {
   });
 }
 
-async function copy(lab: Lab, image: Image): Promise<void> {
-  await lab.run('cp', ['--reflink=never', image.path, scratchFile(lab, 'copy')]);
+/** Of cp; the copy does not stay. */
+async function copyRate(lab: Lab, image: Image): Promise<number> {
+  return await lab.scope(async () => {
+    const path = scratchFile(lab, 'copy');
+    return await rateOf(image.sizeBytes, async () => {
+      await lab.run('cp', ['--reflink=never', image.path, path]);
+    });
+  });
 }
 
 async function rateOf(bytes: number, work: () => Promise<void>): Promise<number> {

@@ -3,7 +3,7 @@
  * backups: more than the region, as backups of it all need room for the log as well.
  */
 import { randomFillSync } from 'node:crypto';
-import { open, statfs } from 'node:fs/promises';
+import { open, rm, statfs, writeFile } from 'node:fs/promises';
 import { messageOf } from '../../src/errors.js';
 import type { Lab } from './lab.js';
 
@@ -111,5 +111,19 @@ export async function overwrite(path: string, bytes: number): Promise<void> {
     for (let at = 0; at < bytes; at += MIB) await file.write(chunk, 0, Math.min(MIB, bytes - at), at);
   } finally {
     await file.close();
+  }
+}
+
+/**
+ * Makes so much of the free memory used once: a virtual machine may have to ask its host for pages that it has not used for a
+ * while, and the first file to grow would pay for all.
+ */
+export async function touchMemory(lab: Lab, bytes: number): Promise<void> {
+  const path = lab.newPath('memory');
+  await writeFile(path, '');
+  try {
+    await overwrite(path, bytes);
+  } finally {
+    await rm(path);
   }
 }

@@ -1,8 +1,7 @@
 /** Fresh overlays: what is written to them is written there for the first time, what is read comes from their base. */
 
-import { rm, writeFile } from 'node:fs/promises';
 import { runFio, type Section } from './fio.js';
-import { type Image, overwrite } from './image.js';
+import { type Image, touchMemory } from './image.js';
 import type { Lab } from './lab.js';
 import { attachLoop } from './loop-device.js';
 import type { Findings } from './measure.js';
@@ -50,20 +49,6 @@ export async function measureOverlays(
     }
   }
   return samples;
-}
-
-/**
- * Makes so much of the free memory used once: a virtual machine may have to ask its host for pages that it has not used for a
- * while, and the first overlay to grow would pay for all.
- */
-async function touchMemory(lab: Lab, bytes: number): Promise<void> {
-  const path = lab.newPath('memory');
-  await writeFile(path, '');
-  try {
-    await overwrite(path, bytes);
-  } finally {
-    await rm(path);
-  }
 }
 
 /** In the workload's unit. */

@@ -24,7 +24,7 @@
  *   clone-I3, clone-I4, clone-I5   the order of a commit, and what it writes where: store.ts.
  *   clone-I6, clone-I7             a destination or metadata that fails: commit.ts.
  *
- * A flush is a commit, also one a second while there is something to commit, and one when the last region is hydrated. So a crash
+ * A flush is a commit; a change that nobody flushes is committed after a second, and the last region at once. So a crash
  * leaves each region as it was, on the source, or hydrated with its data; a kill loses what was written to regions that no
  * commit has recorded.
  *

@@ -13,8 +13,9 @@ import { Copier } from './copy.js';
 import { Hydrator } from './hydrate.js';
 import { type CloneDescriptor, CloneState } from './state.js';
 
-/** Milliseconds between two looks for changes that a kill would lose. */
-const COMMIT_INTERVAL_MS = 1000;
+/** Milliseconds that a change waits for somebody's flush before it is committed, and between two looks. */
+const COMMIT_AFTER_MS = 1000;
+const LOOK_MS = 100;
 /** Bytes of the buffer of each view. More would not stay in a processor's cache. */
 const BUFFER_BYTES = 128 << 10;
 /** Bytes that are taken at a time of a long range: who waits for a region gets it in between. */
@@ -154,7 +155,19 @@ export class CloneTarget implements Target {
   }
 
   commitRegularly(): () => void {
-    const timer = setInterval(() => this.committer.commitInBackground(), COMMIT_INTERVAL_MS);
+    const { state, committer } = this;
+    let waitingSince: number | undefined;
+    let done = state.commits.done;
+    const timer = setInterval(() => {
+      const isNew = waitingSince === undefined || state.commits.done !== done;
+      done = state.commits.done;
+      if (!state.marks.areThere) waitingSince = undefined;
+      else if (isNew) waitingSince = performance.now();
+      else if (performance.now() - waitingSince! >= COMMIT_AFTER_MS) {
+        committer.commitInBackground();
+        waitingSince = undefined;
+      }
+    }, LOOK_MS);
     timer.unref();
     return () => clearInterval(timer);
   }
