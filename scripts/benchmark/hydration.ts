@@ -53,12 +53,12 @@ async function measureOne(
   const { sizeBytes } = image;
   await image.settle();
   await image.warm(sizeBytes);
-  await touchMemory(lab, sizeBytes);
-  const copyBytesPerSecond = await copyRate(lab, image);
   const mount = await DmfuseMount.start(lab);
   const options = '1 no_hydration';
   await mount.create('alone', await cloneTable(lab, image, REGION_SECTORS, options));
+  // One after the other at once: each finds the memory that the one before it has given back.
   await touchMemory(lab, sizeBytes);
+  const copyBytesPerSecond = await copyRate(lab, image);
   const bytesPerSecond = await rateOf(sizeBytes, async () => {
     await mount.control('alone', 'hydration', '1');
     while (!(await mount.isHydrated('alone'))) await sleep(POLL_MS);
