@@ -1,6 +1,6 @@
 /** A new, empty image: nothing is hydrated. Laid out as the kernel does it, as long as one node suffices. */
 import { DmError } from '../../errors.js';
-import { arraysOf, type CloneSuperblock, MAX_REGIONS, regionsOf } from '../../formats/dm-clone.js';
+import { arraysOf, type CloneSuperblock, regionsOf } from '../../formats/dm-clone.js';
 import {
   BITMAP_ENTRIES,
   bitmapsOf,
@@ -16,15 +16,12 @@ const INDEX_BLOCK = 1;
 const OVERFLOW_ROOT = 2;
 const FIRST_BITMAP = 3;
 
-/** In memory; the store writes it. Throws EINVAL where the device is too small. */
+/** In memory; the store writes it. There are MAX_REGIONS at most. Throws EINVAL where the device is too small. */
 export function createImage(
   sizes: Pick<CloneSuperblock, 'regionSectors' | 'targetSectors'>,
   deviceBytes: number,
 ): CloneImage {
   const regions = regionsOf(sizes);
-  if (regions > MAX_REGIONS) {
-    throw new DmError('EINVAL', `cannot hold ${regions} regions: ${MAX_REGIONS} at most, take larger ones`);
-  }
   const levels = [arraysOf(regions)];
   do levels.push(Math.ceil(levels.at(-1)! / NODE_ENTRIES));
   while (levels.at(-1)! > 1);

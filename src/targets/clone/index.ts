@@ -57,13 +57,19 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
   files: cloneFiles,
 
   async create(args, context) {
-    const [metadataPath, destinationPath, sourcePath, regionSize, ...words] = args;
-    if (metadataPath === undefined || !destinationPath || !sourcePath || regionSize === undefined) {
+    if (args.length < 4) {
       throw new DmError(
         'EINVAL',
         `clone needs three devices and a region size, found ${args.length} words: clone ${clone.usage}`,
       );
     }
+    const [metadataPath, destinationPath, sourcePath, regionSize, ...words] = args as [
+      string,
+      string,
+      string,
+      string,
+      ...string[],
+    ];
     const options = parseOptions(regionSize, words);
     const { regionSectors, discardPassdown } = options;
     const metadata = await context.openBacking(metadataPath, 'write');
@@ -78,13 +84,10 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
     requireRoom(source, targetSectors);
     requireRoom(destination, targetSectors);
     const image = found ?? naming(metadataPath, () => createImage(sizes, device.size));
-    const store = createStore(image);
-    if (found) {
-      // A superblock that a daemon before us wrote and did not flush decides what is free; on the device another may live.
-      device.flush();
-    } else {
-      new MetadataStore(store, device).writeAll();
-    }
+    const descriptor = createStore(image);
+    const store = new MetadataStore(descriptor, device);
+    if (found) store.settle();
+    else store.writeAll();
     const regions = regionsOf(sizes);
     return {
       metadata,
@@ -95,8 +98,8 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
       regions,
       options: options.words,
       discardPassdown,
-      store,
-      ...createShared(store, regions, options),
+      store: descriptor,
+      ...createShared(descriptor, regions, options),
     };
   },
 

@@ -69,6 +69,7 @@ interface Move {
 
 /** One thread's view. */
 export class MetadataStore {
+  private readonly image: CloneImage;
   private readonly places: Int32Array;
   private readonly firstChildren: Int32Array;
   private readonly counts: Uint8Array;
@@ -99,8 +100,6 @@ export class MetadataStore {
     for (const nodes of image.levels.slice(1)) childStarts.push(childStarts.at(-1)! + nodes + 1);
     this.childStarts = childStarts;
   }
-
-  private readonly image: CloneImage;
 
   /** Metadata blocks in use. */
   get used(): number {
@@ -156,6 +155,16 @@ export class MetadataStore {
       throw error;
     }
     this.writeSuperblock();
+    this.device.flush();
+  }
+
+  /**
+   * Makes durable the superblock that was read. One whose flush failed is in the page cache still, and counts as written: what is
+   * free by it may be live by the one on the device.
+   */
+  settle(): void {
+    this.device.read(0, this.block);
+    this.writeBlock(0);
     this.device.flush();
   }
 
