@@ -60,11 +60,14 @@ class Attendant {
   }
 
   async remove(id: number): Promise<void> {
+    // Or the process might end before the answer is there.
+    this.worker.ref();
     await new Promise<void>((resolve) => {
       this.waiting.set(id, resolve);
       this.send({ kind: 'remove', id });
     });
     this.waiting.delete(id);
+    if (this.waiting.size === 0) this.worker.unref();
   }
 
   private send(message: ToLane): void {

@@ -104,9 +104,9 @@ mountTest('fusermount3 -u, SIGTERM and kill -9 end it as they do for root', asyn
     until [[ -e mnt/x/device ]]; do sleep 0.05; done
     echo written | dd of=mnt/x/device conv=notrunc status=none
     kill $pid
-    wait $pid
+    wait $pid || { echo "SIGTERM: exit $?"; exit 2; }
     ! mounted
-    [[ $(head -n 1 disk.img) == written ]]
+    [[ $(head -n 1 disk.img) == written ]] || { echo 'not written'; exit 3; }
 
     # Open: detached, and served until it is closed.
     "\${program[@]}" mount -f mnt --create "x linear $PWD/disk.img 0" 2>log & pid=$!
@@ -115,10 +115,10 @@ mountTest('fusermount3 -u, SIGTERM and kill -9 end it as they do for root', asyn
     refused 'mnt/x/device by process' dmfuse umount mnt
     kill $pid
     while mounted; do sleep 0.05; done
-    [[ $(head -n 1 <&3) == written ]]
+    [[ $(head -n 1 <&3) == written ]] || { echo 'not served'; cat log; exit 4; }
     exec 3<&-
-    wait $pid
-    grep detached log
+    wait $pid || { echo "detached: exit $?"; cat log; exit 5; }
+    grep detached log || { echo 'says nothing'; cat log; exit 6; }
 
     dmfuse mount mnt
     pid=$(daemon)
