@@ -15,6 +15,7 @@ import { Interrupted, withProgress } from './progress.js';
 /** Damaged blocks that are named; the others are counted. */
 const DAMAGE_SHOWN = 100;
 const POLL_MS = 100;
+const NO_METADATA = 'no metadata: block 0 is zero, a clone would format it';
 
 export async function dumpMetadata(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
@@ -22,12 +23,12 @@ export async function dumpMetadata(path: string, { json }: { json: boolean }): P
     if (!image) {
       process.exitCode = EXIT_NOTHING_THERE;
       if (json) printJson({ state: 'no-metadata' });
-      else say('no metadata: block 0 is zero, a clone would format it');
+      else say(NO_METADATA);
       return;
     }
     const { superblock } = image;
     const { regionSectors: regionSize, targetSectors: targetSize } = superblock;
-    const hydrated = [...hydratedRuns(image)].map(({ first, count }) => [first, count]);
+    const hydrated = [...hydratedRuns(image)].map(({ start, count }) => [start, count]);
     if (json) {
       printJson({ regionSize, targetSize, nrRegions: regionsOf(superblock), hydrated });
       return;
@@ -71,7 +72,7 @@ export async function checkMetadata(path: string, { json }: { json: boolean }): 
         damaged: first,
       });
     } else if (state === 'no-metadata') {
-      say('no metadata: block 0 is zero, a clone would format it');
+      say(NO_METADATA);
     } else if (state === 'sound') {
       const { usedBlocks, managedBlocks } = image!.superblock;
       say(`sound: ${usedBlocks} of ${managedBlocks} metadata blocks in use, all verified`);

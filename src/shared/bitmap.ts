@@ -18,6 +18,20 @@ export function nextZero(words: Int32Array, from: number, end: number): number {
   return nextUnlike(words, from, end, -1);
 }
 
+export interface Run {
+  readonly start: number;
+  readonly count: number;
+}
+
+/** The runs of bits of [0, end) that are set, ascending, as long as can be. */
+export function* runsOfOnes(words: Int32Array, end: number): Generator<Run> {
+  for (let start = nextOne(words, 0, end); start < end; ) {
+    const stop = nextZero(words, start, end);
+    yield { start, count: stop - start };
+    start = nextOne(words, stop, end);
+  }
+}
+
 /** How many bits of a word are set. */
 export function popCount(word: number): number {
   let x = word - ((word >>> 1) & 0x55555555);

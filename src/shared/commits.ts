@@ -11,10 +11,11 @@ import { RwLock } from './rwlock.js';
 
 const BEGUN = RwLock.WORDS;
 const DONE = BEGUN + 1;
+const FLUSH_FAILED = BEGUN + 2;
 
 export class Commits {
   /** 32-bit words in shared memory, all 0 at first. */
-  static readonly WORDS = RwLock.WORDS + 2;
+  static readonly WORDS = RwLock.WORDS + 3;
 
   private readonly mutex: RwLock;
 
@@ -52,5 +53,15 @@ export class Commits {
     } finally {
       this.mutex.unlockExclusive();
     }
+  }
+
+  /** A flush of a commit that nobody asked for failed: the next flush of the user says so, for the kernel tells it only once. */
+  noteFlushFailed(): void {
+    Atomics.store(this.words, FLUSH_FAILED, 1);
+  }
+
+  /** Whether one did since the last call. */
+  takeFlushFailed(): boolean {
+    return Atomics.exchange(this.words, FLUSH_FAILED, 0) === 1;
   }
 }

@@ -158,6 +158,21 @@ export function withoutUnmap(device: BlockDevice): BlockDevice {
   };
 }
 
+/** A device that must not be changed, and not even be flushed: `broken` says what is when it is. */
+export function readOnly(device: BlockDevice, broken: string): BlockDevice {
+  const refuse = () => {
+    throw new Error(broken);
+  };
+  return {
+    size: device.size,
+    read: (offset, into) => device.read(offset, into),
+    write: refuse,
+    flush: refuse,
+    discard: refuse,
+    writeZeroes: refuse,
+  };
+}
+
 export interface Fault {
   /** Which operation of any kind fails, counted from the call on; 1 is the next one. */
   readonly at: number;

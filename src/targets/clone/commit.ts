@@ -9,7 +9,7 @@
  */
 import { DmError, errnoOf, messageOf } from '../../errors.js';
 import { ARRAY_REGIONS } from '../../formats/dm-clone.js';
-import { nextOne, nextZero } from '../../shared/bitmap.js';
+import { runsOfOnes } from '../../shared/bitmap.js';
 import type { CloneState } from './state.js';
 import { MetadataStore } from './store.js';
 
@@ -37,7 +37,7 @@ export class Committer {
       this.state.commits.join(() => this.commit());
     } finally {
       // After our own: one of ours may fail while we wait for it.
-      failedBefore = this.state.takeFlushFailed();
+      failedBefore = this.state.commits.takeFlushFailed();
     }
     if (failedBefore) {
       throw new DmError('EIO', 'an earlier flush of the destination failed: writes may be lost');
@@ -96,7 +96,7 @@ export class Committer {
       state.destination.flush();
     } catch (error) {
       state.countLoss();
-      if (inBackground) state.flushFailed();
+      if (inBackground) state.commits.noteFlushFailed();
       throw error;
     }
   }
@@ -148,15 +148,13 @@ export class Committer {
     new Uint8Array(pending.buffer).forEach((byte, i, bytes) => {
       bytes[i] = byte & ~durable[i]!;
     });
-    for (let from = nextOne(pending, 0, end - first); from < end - first; ) {
-      const to = nextZero(pending, from, end - first);
-      const stop = state.startOf(first + to);
-      for (let at = state.startOf(first + from); at < stop; at += buffer.length) {
+    for (const { start, count } of runsOfOnes(pending, end - first)) {
+      const stop = state.startOf(first + start + count);
+      for (let at = state.startOf(first + start); at < stop; at += buffer.length) {
         const part = buffer.subarray(0, Math.min(buffer.length, stop - at));
         state.destination.read(at, part);
         state.destination.write(at, part);
       }
-      from = nextOne(pending, to, end - first);
     }
   }
 

@@ -1,5 +1,6 @@
 /** Copying from the source to the destination: what both lie on does it where it can, and holes stay holes where that may be. */
-import { type BlockDevice, type Extent, extentOf, zeroOut } from '../../device/block-device.js';
+import { type BlockDevice, zeroOut } from '../../device/block-device.js';
+import { Extents } from '../../device/extents.js';
 import type { CloneState } from './state.js';
 
 /** Bytes; less is copied sooner by a read and a write. */
@@ -9,8 +10,8 @@ export class Copier {
   private readonly source: BlockDevice;
   private readonly destination: BlockDevice;
   private readonly mayUnmap: boolean;
-  private extent: Extent = { data: true, end: 0 };
-  private extentStart = 0;
+  /** Of the source, which never changes. */
+  readonly extents: Extents;
 
   constructor(
     { source, destination, descriptor }: CloneState,
@@ -19,28 +20,20 @@ export class Copier {
   ) {
     this.source = source;
     this.destination = destination;
+    this.extents = new Extents(source);
     this.mayUnmap = descriptor.discardPassdown;
   }
 
   /** Copies bytes [from, to), which are at the same place on both. */
   copy(from: number, to: number): void {
     for (let at = from; at < to; ) {
-      const extent = this.extentAt(at);
+      const extent = this.extents.at(at);
       const stop = Math.min(to, extent.end);
       if (extent.data) this.copyData(at, stop);
       else if (this.mayUnmap) zeroOut(this.destination, at, stop - at);
       else this.destination.writeZeroes(at, stop - at);
       at = stop;
     }
-  }
-
-  /** The extent of the source that a byte lies in. The source never changes, so what was asked once holds. */
-  extentAt(offset: number): Extent {
-    if (offset < this.extentStart || offset >= this.extent.end) {
-      this.extent = extentOf(this.source, offset);
-      this.extentStart = offset;
-    }
-    return this.extent;
   }
 
   private copyData(from: number, to: number): void {

@@ -52,14 +52,14 @@ export class Hydrator {
 
   stop(): void {
     this.attends = false;
-    this.state.wake();
+    this.state.activity.wake();
   }
 
   private async run(): Promise<void> {
     const { state } = this;
-    const giveWay = new GiveWay(() => state.requests, REST);
+    const giveWay = new GiveWay(() => state.activity.requests, REST);
     while (this.attends) {
-      const { wakes } = state;
+      const { wakes } = state.activity;
       const began = performance.now();
       const rest = this.step();
       if (rest === 0) {
@@ -68,7 +68,7 @@ export class Hydrator {
       }
       state.inFlight = 0;
       if (state.hydratedCount === state.descriptor.regions && !state.isComplete) this.commit();
-      await state.awaitWake(wakes, rest);
+      await state.activity.awaitWake(wakes, rest);
     }
     state.inFlight = 0;
   }
@@ -115,9 +115,9 @@ export class Hydrator {
     const { losses, spoils } = state;
     const goesOn = partial?.region === first && partial.losses === losses && partial.spoils === spoils;
     const from = goesOn ? partial.done : state.startOf(first);
-    const extent = copier.extentAt(from);
+    const extent = copier.extents.at(from);
     const longest = extent.data ? this.stepBytes : STEP_HOLE_BYTES;
-    const to = Math.min(state.startOf(stop), Math.max(extent.end, from + 1), from + longest);
+    const to = Math.min(state.startOf(stop), extent.end, from + longest);
     copier.copy(from, to);
     if (to < state.startOf(first + 1)) {
       this.partial = { region: first, done: to, losses, spoils };

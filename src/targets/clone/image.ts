@@ -25,7 +25,7 @@ import {
   type TreeKind,
   verifyBlock,
 } from '../../formats/persistent-data.js';
-import { maskOf, nextOne, nextZero, popCount } from '../../shared/bitmap.js';
+import { maskOf, popCount, type Run, runsOfOnes } from '../../shared/bitmap.js';
 
 /** Bytes of a bitmap's counts. */
 export const COUNTS_BYTES = BITMAP_ENTRIES / 4;
@@ -350,17 +350,8 @@ export function countRegions(hydrated: SharedArrayBuffer, regions: number): numb
 }
 
 /** The runs of regions that are hydrated, ascending, as long as can be. */
-export function* hydratedRuns({
-  superblock,
-  hydrated,
-}: CloneImage): Generator<{ first: number; count: number }> {
-  const words = new Int32Array(hydrated);
-  const regions = regionsOf(superblock);
-  for (let first = nextOne(words, 0, regions); first < regions; ) {
-    const end = nextZero(words, first, regions);
-    yield { first, count: end - first };
-    first = nextOne(words, end, regions);
-  }
+export function hydratedRuns({ superblock, hydrated }: CloneImage): Generator<Run> {
+  return runsOfOnes(new Int32Array(hydrated), regionsOf(superblock));
 }
 
 function firstChildrenOf(level: readonly { children: number }[]): number[] {

@@ -2,6 +2,7 @@
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { ARRAY_REGIONS, arraysOf } from '../../formats/dm-clone.js';
+import { Activity } from '../../shared/activity.js';
 import { BitLocks } from '../../shared/bit-locks.js';
 import { setBits } from '../../shared/bitmap.js';
 import { Commits } from '../../shared/commits.js';
@@ -56,11 +57,9 @@ const HYDRATION = MODE + 6;
 const THRESHOLD = MODE + 7;
 const BATCH_SIZE = MODE + 8;
 const IN_FLIGHT = MODE + 9;
-const REQUESTS = MODE + 10;
-const WAKE = MODE + 11;
-const SPOILS = MODE + 12;
-const FLUSH_FAILED = MODE + 13;
-const WORDS = MODE + 14;
+const SPOILS = MODE + 10;
+const ACTIVITY = MODE + 11;
+const WORDS = ACTIVITY + Activity.WORDS;
 const REASON_BYTES_MAX = 512;
 
 /** The shared buffers of a new target, but for its store. */
@@ -96,6 +95,7 @@ export class CloneState {
   /** Shared by requests that change the destination; held alone to write again what it may have lost. */
   readonly lock: RwLock;
   readonly commits: Commits;
+  readonly activity: Activity;
   readonly marks: Marks;
   readonly raise: (event: string) => void;
   private readonly words: Int32Array;
@@ -117,6 +117,7 @@ export class CloneState {
     this.reasonBytes = new Uint8Array(words, 4 * WORDS, REASON_BYTES_MAX);
     this.lock = new RwLock(this.words.subarray(0, COMMITS));
     this.commits = new Commits(this.words.subarray(COMMITS, MODE));
+    this.activity = new Activity(this.words.subarray(ACTIVITY, WORDS));
   }
 
   /** First byte of a region; of the one after the last, the end of the device. */
@@ -158,7 +159,7 @@ export class CloneState {
         at = stop;
       }
     });
-    if (isDone && this.hydratedCount === this.descriptor.regions) this.wake();
+    if (isDone && this.hydratedCount === this.descriptor.regions) this.activity.wake();
     return isDone;
   }
 
@@ -208,16 +209,6 @@ export class CloneState {
     Atomics.add(this.words, LOSSES, 1);
   }
 
-  /** A flush of ours failed: the next flush of the user says so, for the kernel tells it only once. */
-  flushFailed(): void {
-    Atomics.store(this.words, FLUSH_FAILED, 1);
-  }
-
-  /** Whether one did since the last call. */
-  takeFlushFailed(): boolean {
-    return Atomics.exchange(this.words, FLUSH_FAILED, 0) === 1;
-  }
-
   /** How often a change to a region failed half way: what it left on the destination is neither copied nor hydrated. */
   get spoils(): number {
     return Atomics.load(this.words, SPOILS);
@@ -249,7 +240,7 @@ export class CloneState {
     Atomics.store(this.words, THRESHOLD, threshold);
     Atomics.store(this.words, BATCH_SIZE, batchSize);
     Atomics.store(this.words, HYDRATION, hydration ? 1 : 0);
-    this.wake();
+    this.activity.wake();
   }
 
   /** Regions that are being copied in the background. */
@@ -259,29 +250,5 @@ export class CloneState {
 
   set inFlight(regions: number) {
     Atomics.store(this.words, IN_FLIGHT, regions);
-  }
-
-  /** Goes up with every request for data: background work makes room when it does. */
-  get requests(): number {
-    return Atomics.load(this.words, REQUESTS);
-  }
-
-  countRequest(): void {
-    Atomics.add(this.words, REQUESTS, 1);
-  }
-
-  /** Goes up when there may be something new to do in the background. */
-  get wakes(): number {
-    return Atomics.load(this.words, WAKE);
-  }
-
-  wake(): void {
-    Atomics.add(this.words, WAKE, 1);
-    Atomics.notify(this.words, WAKE);
-  }
-
-  /** Resolves when `wakes` is no longer `seen`, or after so many milliseconds. */
-  async awaitWake(seen: number, milliseconds: number): Promise<void> {
-    await Atomics.waitAsync(this.words, WAKE, seen, milliseconds).value;
   }
 }

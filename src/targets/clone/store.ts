@@ -237,10 +237,8 @@ export class MetadataStore {
       const from = i === 0 ? cursor - first : 0;
       for (let j = Math.max(from, space[BITMAP_SPACE + 2 * bitmap + 1]!); j < end; j++) {
         if (countAt(here, j) > 0) continue;
-        setCount(here, j, 1);
-        space[BITMAP_SPACE + 2 * bitmap]!--;
+        this.acquire(first + j);
         if (j === space[BITMAP_SPACE + 2 * bitmap + 1]) space[BITMAP_SPACE + 2 * bitmap + 1] = j + 1;
-        space[USED]!++;
         space[CURSOR] = first + j + 1;
         return first + j;
       }

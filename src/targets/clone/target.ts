@@ -51,7 +51,7 @@ export class CloneTarget implements Target {
   read(offset: number, into: Uint8Array): void {
     const { state } = this;
     state.requireAlive();
-    state.countRequest();
+    state.activity.countRequest();
     const end = offset + into.length;
     for (let at = offset; at < end; ) {
       const { isHydrated, stop } = this.runAt(at, end);
@@ -201,7 +201,7 @@ export class CloneTarget implements Target {
   private change(offset: number, length: number, apply: (at: number, stop: number) => void): void {
     const { state } = this;
     state.requireAlive();
-    state.countRequest();
+    state.activity.countRequest();
     const end = offset + length;
     state.lock.lockShared();
     try {

@@ -45,8 +45,7 @@ const SNAPSHOT_PAGES = 2048;
 
 // Words of `words`.
 const COMMITS = RwLock.WORDS;
-const FLUSH_FAILED = COMMITS + Commits.WORDS;
-const WORDS = FLUSH_FAILED + 1;
+const WORDS = COMMITS + Commits.WORDS;
 
 type Shared = Pick<CowDescriptor, 'counts' | 'words' | 'marks' | 'snapshot'>;
 
@@ -102,7 +101,7 @@ export class CowState {
     this.marks = new Marks(new Int32Array(marks));
     this.snapshot = new Uint8Array(snapshot);
     this.lock = new RwLock(this.words.subarray(0, COMMITS));
-    this.commits = new Commits(this.words.subarray(COMMITS, FLUSH_FAILED));
+    this.commits = new Commits(this.words.subarray(COMMITS, WORDS));
     this.buffer = new Uint8Array(layers.length > 0 ? BUFFER_BYTES : 0);
   }
 
@@ -113,15 +112,5 @@ export class CowState {
 
   addOwned(index: number, sectors: number): void {
     if (sectors > 0) Atomics.add(this.counts, index, BigInt(sectors));
-  }
-
-  /** A flush of ours failed: the next flush of the user says so, for the kernel tells it only once. */
-  flushFailed(): void {
-    Atomics.store(this.words, FLUSH_FAILED, 1);
-  }
-
-  /** Whether one did since the last call. */
-  takeFlushFailed(): boolean {
-    return Atomics.exchange(this.words, FLUSH_FAILED, 0) === 1;
   }
 }

@@ -71,7 +71,7 @@ export class TopBitmap {
 
   /** A flush that the user asked for. Throws EIO, too, when a commit of ours failed to flush the data before. */
   flushForUser(): void {
-    const failedBefore = this.state.takeFlushFailed();
+    const failedBefore = this.state.commits.takeFlushFailed();
     this.state.commits.join(() => this.commit());
     if (failedBefore) {
       throw new DmError('EIO', 'an earlier flush of the data device failed: writes may be lost');
@@ -119,7 +119,7 @@ export class TopBitmap {
     try {
       this.layer.device.flush();
     } catch (error) {
-      if (inBackground) this.state.flushFailed();
+      if (inBackground) this.state.commits.noteFlushFailed();
       throw error;
     }
   }

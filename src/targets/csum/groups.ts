@@ -2,7 +2,8 @@
  * Groups in long runs: whole batches are read at once, and what lies in a hole of a sparse file is not read at all. For the
  * detection of a volume, format and check, which go through all of it.
  */
-import { type BlockDevice, extentOf } from '../../device/block-device.js';
+import type { BlockDevice } from '../../device/block-device.js';
+import { Extents } from '../../device/extents.js';
 import {
   dataOffset,
   GROUP_BYTES,
@@ -25,21 +26,18 @@ export const BATCH_GROUPS = 32;
 /** Bytes; pairs of a separate imd area read at once. */
 const TABLES_STEP_BYTES = 1 << 20;
 
-/** Knows the holes of a device. Only for offsets that never fall: it asks again where the last answer ends. */
+/** The holes of a device. */
 export class Holes {
-  private end = 0;
-  private isData = true;
+  private readonly extents: Extents;
 
-  constructor(private readonly device: BlockDevice) {}
+  constructor(device: BlockDevice) {
+    this.extents = new Extents(device);
+  }
 
   /** The end of the hole that byte `offset` lies in; `offset` itself where there is data. */
   endAt(offset: number): number {
-    if (offset >= this.end) {
-      const extent = extentOf(this.device, offset);
-      this.end = Math.max(extent.end, offset + 1);
-      this.isData = extent.data;
-    }
-    return this.isData ? offset : this.end;
+    const { data, end } = this.extents.at(offset);
+    return data ? offset : end;
   }
 
   /** Whether a range is a hole as a whole: it reads as zeros. */

@@ -6,6 +6,7 @@
  */
 import type { BlockDevice } from '../../device/block-device.js';
 import { groupsOf, type Volume } from '../../formats/csum.js';
+import { Activity } from '../../shared/activity.js';
 import { Commits } from '../../shared/commits.js';
 import { RwLock } from '../../shared/rwlock.js';
 import type { Backing, OpenContext } from '../target.js';
@@ -43,11 +44,10 @@ const GATE = 0;
 const COMMITS = RwLock.WORDS;
 const ACTIVE = COMMITS + Commits.WORDS;
 const FAILED = ACTIVE + 1;
-const REQUESTS = ACTIVE + 2;
-const WAKE = ACTIVE + 3;
-const LOSSES = ACTIVE + 4;
-const LOSSES_TOLD = ACTIVE + 5;
-const LOCKS = ACTIVE + 6;
+const LOSSES = ACTIVE + 2;
+const LOSSES_TOLD = ACTIVE + 3;
+const ACTIVITY = ACTIVE + 4;
+const LOCKS = ACTIVITY + Activity.WORDS;
 const VERSIONS = LOCKS + STRIPES * RwLock.WORDS;
 const LIST = VERSIONS + STRIPES;
 const WORDS_BYTES = Math.ceil(((LIST + BadList.WORDS) * 4) / 8) * 8;
@@ -80,6 +80,7 @@ export class CsumState {
   /** The device with the tables: `data` itself when they are interleaved. */
   readonly imd: BlockDevice;
   readonly commits: Commits;
+  readonly activity: Activity;
   /** Held shared while a request fills the active stage, exclusively to make the other one active. */
   readonly gate: RwLock;
   readonly bad: BadList;
@@ -103,6 +104,7 @@ export class CsumState {
     this.words = new Int32Array(shared, 0, WORDS_BYTES / 4);
     this.gate = this.lockAt(GATE);
     this.commits = new Commits(this.words.subarray(COMMITS, ACTIVE));
+    this.activity = new Activity(this.words.subarray(ACTIVITY, LOCKS));
     this.bad = new BadList(
       this.words.subarray(LIST, LIST + BadList.WORDS),
       new Float64Array(shared, WORDS_BYTES, BadList.DOUBLES),
@@ -198,31 +200,6 @@ export class CsumState {
 
   set lossesTold(losses: number) {
     Atomics.store(this.words, LOSSES_TOLD, losses);
-  }
-
-  /** Goes up with every request for data: background work makes room when it does. */
-  get requests(): number {
-    return Atomics.load(this.words, REQUESTS);
-  }
-
-  countRequest(): void {
-    Atomics.add(this.words, REQUESTS, 1);
-  }
-
-  /** Goes up when a commit is asked for. */
-  get wakes(): number {
-    return Atomics.load(this.words, WAKE);
-  }
-
-  /** Asks who attends the target for a commit. */
-  wake(): void {
-    Atomics.add(this.words, WAKE, 1);
-    Atomics.notify(this.words, WAKE);
-  }
-
-  /** Resolves when `wakes` is no longer `seen`, or after so many milliseconds. */
-  async awaitWake(seen: number, milliseconds: number): Promise<void> {
-    await Atomics.waitAsync(this.words, WAKE, seen, milliseconds).value;
   }
 
   private lockAt(word: number): RwLock {

@@ -47,13 +47,13 @@ export class CsumTarget implements Target {
     this.committer = new Committer(this.state);
     this.scrub = new Scrub(groupsOf(this.state.volume), {
       verify: (group) => this.verify(group),
-      requests: () => this.state.requests,
+      requests: () => this.state.activity.requests,
       raise: context.raise,
     });
   }
 
   read(offset: number, into: Uint8Array): void {
-    this.state.countRequest();
+    this.state.activity.countRequest();
     forEachPart(offset, into.length, (part) => {
       const { count, skip, done, length } = part;
       const target = into.subarray(done, done + length);
@@ -129,8 +129,9 @@ export class CsumTarget implements Target {
       let done = state.commits.done;
       let failure = '';
       while (attends) {
-        const { wakes } = state;
-        if (failure !== '' || !state.active.isHalfFull) await state.awaitWake(wakes, COMMIT_EVERY_MS);
+        const { wakes } = state.activity;
+        if (failure !== '' || !state.active.isHalfFull)
+          await state.activity.awaitWake(wakes, COMMIT_EVERY_MS);
         else await nextTurn();
         const isIdle = state.active.isEmpty && state.sealed.isEmpty && !state.hasFailed;
         const isRecent = state.commits.done !== done && !state.active.isHalfFull;
@@ -152,7 +153,7 @@ export class CsumTarget implements Target {
     void attendTo();
     return () => {
       attends = false;
-      state.wake();
+      state.activity.wake();
     };
   }
 
@@ -171,11 +172,11 @@ export class CsumTarget implements Target {
   /** Stages the parts of a request; `stage` does one, and says whether there was room. */
   private change(offset: number, length: number, stage: (part: Part) => boolean): void {
     const { state } = this;
-    state.countRequest();
+    state.activity.countRequest();
     forEachPart(offset, length, (part) => {
       while (!this.stageOne(part, stage)) this.committer.commit();
     });
-    if (state.active.isHalfFull) state.wake();
+    if (state.active.isHalfFull) state.activity.wake();
   }
 
   private stageOne(part: Part, stage: (part: Part) => boolean): boolean {

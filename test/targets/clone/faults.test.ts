@@ -27,7 +27,7 @@ import {
   hydratorOf,
   makeClone,
   memoryFor,
-  readOnly,
+  sourceOf,
   stepsOf,
 } from './rig.js';
 
@@ -392,7 +392,7 @@ describe('faults-P3: a destination that forgets', () => {
     const bytes = new Prng(seed).bytes(SECTORS * 512);
     const destination = new ForgetfulDisk(garbage(SECTORS));
     const metadata = new SimulatedDisk(40 * 4096);
-    const rig = await makeClone({ metadata, destination, source: readOnly(new MemoryDevice(bytes)) });
+    const rig = await makeClone({ metadata, destination, source: sourceOf(new MemoryDevice(bytes)) });
     const expectOnMedium = (model: Uint8Array) => {
       const image = metadata.crashImage('none');
       for (const region of durableOf(new MemoryDevice(image), REGIONS)) {
@@ -562,7 +562,7 @@ async function forgetfulRun(seed: number, cut: number): Promise<{ operations: nu
   const bytes = rng.bytes(SECTORS * 512);
   const metadata = new SimulatedDisk(40 * 4096, { power });
   const destination = new ForgetfulDisk(garbage(SECTORS), power);
-  const source = readOnly(new MemoryDevice(bytes));
+  const source = sourceOf(new MemoryDevice(bytes));
   const rig = await makeClone({ metadata, destination, source });
   const first = power.operations;
   const views = [rig.target, rig.openView()];

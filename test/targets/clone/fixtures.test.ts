@@ -51,7 +51,7 @@ for (const name of readdirSync(FOLDER).filter((file) => file.endsWith('.json')))
     metadata: MemoryDevice,
     device: { readonly target: Awaited<ReturnType<typeof open>>['target'] },
   ) => {
-    const runs = [...hydratedRuns(readImage(metadata)!)].map(({ first, count }) => [first, count]);
+    const runs = [...hydratedRuns(readImage(metadata)!)].map(({ start, count }) => [start, count]);
     expect(runs).toEqual(truth.hydrated_ranges);
     expect(`0 ${length} clone ${device.target.statusArgs()}`).toBe(truth.dmsetup_status);
     expect(createHash('sha256').update(contentOf(device.target)).digest('hex')).toBe(truth.device_sha256);

@@ -18,8 +18,8 @@ import {
   hydratorOf,
   makeClone,
   memoryFor,
-  readOnly,
   type Shape,
+  sourceOf,
   stepsOf,
   withHoles,
 } from './rig.js';
@@ -43,11 +43,11 @@ async function made({ onSource, onDestination, hasHoles = false, ...shape }: Mad
       asked.push(`${name} ${op} ${offset / 512}+${length / 512}`);
       hook?.(op, offset, length);
     };
-  const source = hooked(readOnly(memory.source!), note('s', onSource));
+  const source = hooked(sourceOf(memory.source!), note('s', onSource));
   const devices = {
     metadata: memory.metadata!,
     destination: hooked(memory.destination!, note('d', onDestination)),
-    source: hasHoles ? withHoles({ ...source, read: readOnly(memory.source!).read }) : source,
+    source: hasHoles ? withHoles({ ...source, read: sourceOf(memory.source!).read }) : source,
   };
   const rig = await makeClone(devices, shape);
   return { rig, target: rig.target, memory, asked, model: memory.source!.bytes.slice() };
@@ -260,9 +260,9 @@ describe('settings', () => {
     const dismiss = all.target.workInBackground();
     // It would look again in a second; the settings are what wakes it.
     const { state } = all.target;
-    const seen = state.wakes;
+    const seen = state.activity.wakes;
     all.rig.openView().state.settings = { hydration: true, threshold: 1, batchSize: 8 };
-    expect(state.wakes).not.toBe(seen);
+    expect(state.activity.wakes).not.toBe(seen);
     await until('all is hydrated', () => state.isComplete);
     dismiss();
     expectWhole(all);

@@ -18,7 +18,7 @@ import {
   hydratorOf,
   makeClone,
   memoryFor,
-  readOnly,
+  sourceOf,
   withHoles,
 } from './rig.js';
 
@@ -37,7 +37,7 @@ async function run(rng: Prng): Promise<void> {
   const memory = memoryFor(sectors, rng);
   const original = memory.source!.bytes.slice();
   const destination = new SimulatedDisk(garbage(sectors + 7));
-  const source = readOnly(memory.source!);
+  const source = sourceOf(memory.source!);
   const devices = {
     metadata: memory.metadata!,
     destination,

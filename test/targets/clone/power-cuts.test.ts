@@ -21,7 +21,7 @@ import {
   hydratedOf,
   hydratorOf,
   makeClone,
-  readOnly,
+  sourceOf,
   withHoles,
 } from './rig.js';
 
@@ -47,7 +47,7 @@ async function makeSubject(rng: Prng, power: PowerSupply): Promise<Subject> {
   const sectors = 1 + rng.below(rng.pick([30, 150, 400]));
   const bytes = rng.bytes(sectors * 512);
   if (rng.chance(0.5)) bytes.fill(0, bytes.length >> 2, bytes.length >> 1);
-  const source = withHoles(readOnly(new MemoryDevice(bytes.slice())));
+  const source = withHoles(sourceOf(new MemoryDevice(bytes.slice())));
   // Room for one commit and a few blocks, so that blocks are used again and again.
   const metadata = new SimulatedDisk((10 + rng.below(8)) * 4096, { power });
   const destination = new SimulatedDisk(garbage(sectors + BEHIND), { power });

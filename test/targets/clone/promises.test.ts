@@ -7,7 +7,7 @@ import { Prng } from '../../../src/device/prng.js';
 import { clone } from '../../../src/targets/clone/index.js';
 import { testPromises } from '../battery.js';
 import { makeRig } from '../harness.js';
-import { argsOf, type CloneRig, hydratorOf, memoryFor, readOnly, stepsOf, withHoles } from './rig.js';
+import { argsOf, type CloneRig, hydratorOf, memoryFor, sourceOf, stepsOf, withHoles } from './rig.js';
 
 const nothing = () => {};
 const some = (rig: CloneRig, rng: Prng) => {
@@ -37,7 +37,7 @@ for (const { name, sectors, prepare, ...shape } of subjects) {
       bytes: (sectors + 3) * 512,
       devices: () => {
         const { metadata, source } = memoryFor(sectors, new Prng(5));
-        return { metadata: metadata!, source: withHoles(readOnly(source!)) };
+        return { metadata: metadata!, source: withHoles(sourceOf(source!)) };
       },
       prepare,
       atRest: ({ target, descriptor }) => {

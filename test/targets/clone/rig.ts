@@ -12,7 +12,7 @@ import { type CloneImage, readImage } from '../../../src/targets/clone/image.js'
 import { clone } from '../../../src/targets/clone/index.js';
 import type { CloneDescriptor } from '../../../src/targets/clone/state.js';
 import type { CloneTarget } from '../../../src/targets/clone/target.js';
-import { makeRig, type Rig } from '../harness.js';
+import { makeRig, type Rig, readOnly } from '../harness.js';
 
 export type CloneRig = Rig<CloneTarget, CloneDescriptor>;
 export type Devices = Record<string, BlockDevice>;
@@ -101,19 +101,9 @@ export function imageOf(metadata: BlockDevice): CloneImage {
   return image;
 }
 
-/** A device that must not be changed, and not even be flushed. */
-export function readOnly(device: BlockDevice): BlockDevice {
-  const refuse = () => {
-    throw new Error('clone-I1: the source is written');
-  };
-  return {
-    size: device.size,
-    read: (offset, into) => device.read(offset, into),
-    write: refuse,
-    flush: refuse,
-    discard: refuse,
-    writeZeroes: refuse,
-  };
+/** A source: it must not be changed, and not even be flushed. */
+export function sourceOf(device: BlockDevice): BlockDevice {
+  return readOnly(device, 'clone-I1: the source is written');
 }
 
 /** Knows where the zeros of a device are: blocks of so many bytes that are all zeros are holes. */

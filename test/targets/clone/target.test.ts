@@ -19,7 +19,7 @@ import {
   imageOf,
   makeClone,
   memoryFor,
-  readOnly,
+  sourceOf,
   stepsOf,
   withHoles,
 } from './rig.js';
@@ -264,31 +264,14 @@ describe('requests', () => {
   async function recorded(options = '') {
     const memory = memoryFor(SECTORS, new Prng(2));
     const asked: string[] = [];
-    const record = (name: string, device: BlockDevice): BlockDevice => {
-      const note = (op: string, at: number, length: number) =>
-        asked.push(`${name} ${op} ${at / 512}+${length / 512}`);
-      return {
-        size: device.size,
-        read(at, into) {
-          note('read', at, into.length);
-          device.read(at, into);
-        },
-        write(at, from) {
-          note('write', at, from.length);
-          device.write(at, from);
-        },
-        flush: () => device.flush(),
-        discard: (at, length) => void note('discard', at, length),
-        writeZeroes(at, length, how) {
-          note(how?.unmap ? 'unmap' : 'zeroes', at, length);
-          device.writeZeroes(at, length, how);
-        },
-      };
-    };
+    const record = (name: string, device: BlockDevice) =>
+      hooked(device, (op, at, length) => {
+        if (op !== 'flush') asked.push(`${name} ${op} ${at / 512}+${length / 512}`);
+      });
     const devices: Devices = {
       metadata: memory.metadata!,
       destination: record('d', memory.destination!),
-      source: record('s', readOnly(memory.source!)),
+      source: record('s', sourceOf(memory.source!)),
     };
     const rig = await makeClone(devices, { options });
     asked.length = 0;

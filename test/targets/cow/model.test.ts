@@ -6,10 +6,9 @@
  *   P3  Lower members are the same to the last byte, also where two stacks share them (cow-I1).
  */
 import { describe, expect, it } from 'vitest';
-import type { BlockDevice } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
-import { contentOf, expectSameBytes, seeds, underSeed } from '../harness.js';
+import { contentOf, expectSameBytes, readOnly, seeds, underSeed } from '../harness.js';
 import {
   argsOf,
   bitmapSize,
@@ -27,27 +26,14 @@ import {
 
 const bytesOf = (devices: Devices) => (name: string) => (devices[name] as MemoryDevice).bytes;
 
-/** A device that must not be changed. */
-function readOnly(device: BlockDevice): BlockDevice {
-  const refuse = () => {
-    throw new Error('cow-I1: a lower member is written');
-  };
-  return {
-    size: device.size,
-    read: (offset, into) => device.read(offset, into),
-    write: refuse,
-    flush: refuse,
-    discard: refuse,
-    writeZeroes: refuse,
-  };
-}
-
 /** The devices with all but those of layer `top` read-only. */
 function frozenBelow(devices: Devices, top: number): Devices {
   return Object.fromEntries(
     Object.entries(devices).map(([name, device]) => [
       name,
-      name === `bm${top}` || name === `data${top}` ? device : readOnly(device),
+      name === `bm${top}` || name === `data${top}`
+        ? device
+        : readOnly(device, 'cow-I1: a lower member is written'),
     ]),
   );
 }

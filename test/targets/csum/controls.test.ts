@@ -237,12 +237,12 @@ describe.each(LAYOUTS)('%s', (layout) => {
     rig.target.discard(0, 512);
     for (const disk of disks) disk.fail({ at: 1, landed: false, lasting: true });
     const stop = rig.target.commitRegularly();
-    rig.target.state.wake();
+    rig.target.state.activity.wake();
     await until('it is told', () => rig.events.length > 0);
     const operations = () => disks.reduce((sum, disk) => sum + disk.operations, 0);
     for (let tries = 0; tries < 6; tries++) {
       const before = operations();
-      rig.target.state.wake();
+      rig.target.state.activity.wake();
       await until('it tries again', () => operations() > before);
     }
     // The first attempt fails in another operation than those after it, which begin with a flush.
@@ -251,7 +251,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
       expect.stringMatching(/^commit_failed errno=5 reason="simulated disk: injected flush error, /),
     ]);
     for (const disk of disks) disk.repair();
-    rig.target.state.wake();
+    rig.target.state.activity.wake();
     await until('it works', () => !rig.target.state.hasFailed);
     expectSameBytes(readBytes(rig.target, 0, 512), filled(0), 'zeros');
     stop();
@@ -271,7 +271,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
       expect(rig.read('scrub')).toContain('groups_bad 1\n');
     }
     tables.repair();
-    rig.target.state.wake();
+    rig.target.state.activity.wake();
     await until('it is over', () => !rig.target.state.hasFailed);
     rig.write('scrub', 'start');
     stop();
@@ -288,7 +288,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
     stop();
     rig.target.write(10 * 512, filled(5));
     await pause(20);
-    rig.target.state.wake();
+    rig.target.state.activity.wake();
     await pause(20);
     expect(rig.target.statusArgs()).toBe('errors:0 pending:1');
   });
