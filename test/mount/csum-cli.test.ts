@@ -38,6 +38,8 @@ async function interruptedFormat(
   stop: (running: Running) => Promise<void>,
 ) {
   for (;;) {
+    // Of an earlier try, which ended before it was stopped: it would be taken for the progress of this one.
+    overwrite(file, 0, new Uint8Array(512));
     const running = lab.startDmfuse('csum', 'format', '--force', ...args);
     while (running.isRunning && (superblock(file)?.groupsFormatted ?? 0) === 0) await sleep(2);
     await stop(running);
