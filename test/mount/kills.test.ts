@@ -79,7 +79,7 @@ const outcomes = {
 BLOCK_SIZES.forEach((blockSize, nth) => {
   const lives: number[] = [];
   for (let life = nth; life < KILLS; life += BLOCK_SIZES.length) lives.push(life);
-  const limitSeconds = 30 + 6 * lives.length;
+  const limitSeconds = 30 + 12 * lives.length;
   mountTest(
     `kill -9 under load, ${lives.length} times, block size ${blockSize}`,
     async (lab) => {
