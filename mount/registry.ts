@@ -148,7 +148,7 @@ export class Registry {
     try {
       live?.target.flush();
     } catch (error) {
-      if (!live?.target.cannotFlush?.()) {
+      if (!this.cannotFlush(slot)) {
         const reason = JSON.stringify(messageOf(error));
         slot.events.raise(`remove_refused errno=${errnoOf(error)} reason=${reason}`);
         throw error;
@@ -200,6 +200,17 @@ export class Registry {
       }
     }
     return failures;
+  }
+
+  /** A target whose flushes are lost, or that writes to such a one. */
+  private cannotFlush({ id, live }: Slot): boolean {
+    return (
+      live?.target.cannotFlush?.() === true ||
+      this.all().some((below) => {
+        const user = this.backings.userOf(below.id);
+        return user?.owner === id && user.access === 'write' && this.cannotFlush(below);
+      })
+    );
   }
 
   /**

@@ -462,7 +462,14 @@ mountTest(
     });
     expect(hydrationOf(mount).regions).toBe(16 * failed);
 
-    // As the event says: removed, and created anew.
+    // As the event says: removed, what stands on it first, and created anew.
+    await createTarget(lab, mount, 'y', 'linear @x 0');
+    const copy = 'dd if=data bs=1M seek=1 count=1 status=none';
+    expect(await lab.shell(`${copy} of=${mount.path('y/device')} conv=notrunc,fsync`)).toMatchObject({
+      code: 1,
+    });
+    await lab.sh(`${copy} of=expected conv=notrunc`);
+    await lab.dmfuseOk('remove', mount.point, 'y');
     rmSync(lab.path('small/filler'));
     await lab.dmfuseOk('remove', mount.point, 'x');
     await expectMetadataSound(lab, 'small/');
