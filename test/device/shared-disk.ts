@@ -73,6 +73,11 @@ export class SharedDisk implements BlockDevice {
     return Atomics.load(this.words, FLUSHES);
   }
 
+  /** Entries of the trace so far. */
+  get entryCount(): number {
+    return Atomics.load(this.words, ENTRIES);
+  }
+
   read(offset: number, into: Uint8Array): void {
     this.dawdle();
     this.locked(() => into.set(this.content.subarray(offset, offset + into.length)));
@@ -88,6 +93,20 @@ export class SharedDisk implements BlockDevice {
 
   discard(offset: number, length: number): void {
     this.change('discard', offset, length, (bytes) => bytes.fill(0xdd));
+  }
+
+  /** Bytes [from, to), as a device of their own that takes no discard. */
+  part(from: number, to: number): BlockDevice {
+    return {
+      size: to - from,
+      read: (at, into) => this.read(from + at, into),
+      write: (at, bytes) => this.write(from + at, bytes),
+      flush: () => this.flush(),
+      discard: () => {
+        throw new Error('discard');
+      },
+      writeZeroes: (at, length) => this.writeZeroes(from + at, length),
+    };
   }
 
   flush(): void {

@@ -35,18 +35,6 @@ async function expectNothingLeft(lab: Lab): Promise<void> {
   await until(() => lab.daemons().length === 0, 'all daemons to end');
 }
 
-/** Runs a command that fails: exit 1, nothing on stdout, one line on stderr. Returns what follows `dmfuse: `. */
-async function failure(lab: Lab, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await lab.dmfuse(...args);
-  expect({ args, code, stdout, stderr }).toEqual({
-    args,
-    code: 1,
-    stdout: '',
-    stderr: expect.stringMatching(/^dmfuse: .+\n$/),
-  });
-  return stderr.slice('dmfuse: '.length).trim();
-}
-
 /** A shell that has done something, and stays. */
 async function hold(lab: Lab, script: string): Promise<Running> {
   const holder = lab.start('bash', ['-c', `${script} && echo done; while :; do sleep 1; done`]);
@@ -183,22 +171,22 @@ describe('dmfuse mount', () => {
       ['just-a-name', /^--create 'just-a-name': expected 'NAME TABLE'/],
     ] as const;
     for (const [bad, reason] of cases) {
-      expect(await failure(lab, 'mount', point, '--create', good, '--create', bad)).toMatch(reason);
+      expect(await lab.refusal('mount', point, '--create', good, '--create', bad)).toMatch(reason);
       await expectNothingLeft(lab);
     }
     // In the foreground too.
-    expect(await failure(lab, 'mount', '-f', point, '--create', cases[0][0])).toMatch(cases[0][1]);
+    expect(await lab.refusal('mount', '-f', point, '--create', cases[0][0])).toMatch(cases[0][1]);
     await expectNothingLeft(lab);
   });
 
   mountTest('refuses what is no directory, and a directory that is a dmfuse mount already', async (lab) => {
     const file = await image(lab);
-    expect(await failure(lab, 'mount', lab.path('missing'))).toBe(
+    expect(await lab.refusal('mount', lab.path('missing'))).toBe(
       `${lab.path('missing')}: no such directory; make it with mkdir`,
     );
-    expect(await failure(lab, 'mount', file)).toBe(`${file}: not a directory`);
+    expect(await lab.refusal('mount', file)).toBe(`${file}: not a directory`);
     const { point } = await lab.mount();
-    expect(await failure(lab, 'mount', point)).toMatch(
+    expect(await lab.refusal('mount', point)).toMatch(
       `${point}: a dmfuse mount already; \`dmfuse umount ${point}\` ends it`,
     );
     expect(lab.fuseMounts()).toHaveLength(1);
@@ -272,33 +260,33 @@ describe('dmfuse create, remove, ls, status', () => {
       [`bow ${file} 1 block_size:123`, /block_size is 123 bytes: it must be 512, 1024, 2048 or 4096$/],
     ];
     for (const [table, reason] of refusals) {
-      expect(await failure(lab, 'create', mount.point, 'second', table)).toMatch(reason);
+      expect(await lab.refusal('create', mount.point, 'second', table)).toMatch(reason);
       expect(existsSync(mount.path('second'))).toBe(false);
     }
-    expect(await failure(lab, 'create', mount.point, 'first', 'linear @x 0')).toBe(
+    expect(await lab.refusal('create', mount.point, 'first', 'linear @x 0')).toBe(
       'create first: there is a target of that name',
     );
     for (const name of ['.hidden', '@at', 'a b', 'snapshots']) {
-      expect(await failure(lab, 'create', mount.point, name, `linear ${file} 0`)).toMatch(
+      expect(await lab.refusal('create', mount.point, name, `linear ${file} 0`)).toMatch(
         /not a name for a target/,
       );
     }
     for (const name of ['', '..', 'a/b', '../x'])
-      await failure(lab, 'create', mount.point, name, 'linear @x 0');
+      await lab.refusal('create', mount.point, name, 'linear @x 0');
     expect(await lab.dmfuseOk('ls', mount.point)).toBe('first  linear  16384 sectors\n');
   });
 
   mountTest('what is asked of no mount, or of no target, fails', async (lab) => {
     const folder = lab.makeFolder('plain');
     const noMount = `${folder}: no dmfuse is mounted there; \`dmfuse mount ${folder}\` does that`;
-    expect(await failure(lab, 'ls', folder)).toBe(noMount);
-    expect(await failure(lab, 'status', folder)).toBe(noMount);
-    expect(await failure(lab, 'umount', folder)).toBe(noMount);
-    expect(await failure(lab, 'create', folder, 'a', 'linear /dev/null 0')).toBe(noMount);
-    expect(await failure(lab, 'remove', folder, 'a')).toBe(noMount);
+    expect(await lab.refusal('ls', folder)).toBe(noMount);
+    expect(await lab.refusal('status', folder)).toBe(noMount);
+    expect(await lab.refusal('umount', folder)).toBe(noMount);
+    expect(await lab.refusal('create', folder, 'a', 'linear /dev/null 0')).toBe(noMount);
+    expect(await lab.refusal('remove', folder, 'a')).toBe(noMount);
     const { point } = await lab.mount();
-    expect(await failure(lab, 'status', point, 'a')).toBe('status a: there is no target of that name');
-    expect(await failure(lab, 'remove', point, 'a')).toBe('remove a: there is no target of that name');
+    expect(await lab.refusal('status', point, 'a')).toBe('status a: there is no target of that name');
+    expect(await lab.refusal('remove', point, 'a')).toBe('remove a: there is no target of that name');
   });
 });
 
@@ -390,7 +378,7 @@ describe('how a mount ends', () => {
     const file = mount.path('x/device');
     const loop = await lab.loop(file);
     const holder = await hold(lab, `exec 3<>${file}`);
-    const reason = await failure(lab, 'umount', mount.point);
+    const reason = await lab.refusal('umount', mount.point);
     expect(reason).toContain(`${mount.point}: in use: ${file} by ${loop} (losetup -d)`);
     expect(reason).toContain(`${file} by process ${holder.pid} (bash)`);
     holder.kill();
@@ -398,7 +386,7 @@ describe('how a mount ends', () => {
     await lab.unloop(loop);
 
     const worker = await hold(lab, `cd ${mount.path('x')}`);
-    expect(await failure(lab, 'umount', mount.point)).toContain(`by process ${worker.pid} (bash)`);
+    expect(await lab.refusal('umount', mount.point)).toContain(`by process ${worker.pid} (bash)`);
     worker.kill();
     await worker.ended;
     await mount.umount();
@@ -408,10 +396,10 @@ describe('how a mount ends', () => {
   mountTest('after kill -9 of the daemon, ls names the remedy and umount clears away', async (lab) => {
     const mount = await lab.mount();
     await mount.killDaemon();
-    expect(await failure(lab, 'ls', mount.point)).toContain(
+    expect(await lab.refusal('ls', mount.point)).toContain(
       `its daemon is dead; \`dmfuse umount ${mount.point}\``,
     );
-    expect(await failure(lab, 'mount', mount.point)).toContain('a dmfuse mount already');
+    expect(await lab.refusal('mount', mount.point)).toContain('a dmfuse mount already');
     await mount.umount();
     await expectNothingLeft(lab);
     await lab.mount();
@@ -497,7 +485,7 @@ describe('dmfuse bow', () => {
     });
     expect((await lab.dmfuse('bow', 'check', file, '--json')).code).toBe(2);
     expect((await lab.dmfuse('bow', 'dump', file)).code).toBe(2);
-    expect(await failure(lab, 'bow', 'restore', file)).toMatch(
+    expect(await lab.refusal('bow', 'restore', file)).toMatch(
       /^the bow log is damaged, nothing was changed: /,
     );
     expect(await lab.sha256(file)).toBe(before);
@@ -510,7 +498,7 @@ describe('dmfuse bow', () => {
     await mount.create('x', `bow ${file}`);
     await lab.sh(`echo '4096 1024' >${mount.path('x/discard')}; echo 1 >${mount.path('x/state')}`);
     const before = await lab.sha256(file);
-    expect(await failure(lab, 'bow', 'restore', file)).toMatch(
+    expect(await lab.refusal('bow', 'restore', file)).toMatch(
       /in use by another process, which holds a lock on it/,
     );
     expect(await lab.sha256(file)).toBe(before);
@@ -519,12 +507,10 @@ describe('dmfuse bow', () => {
 
   mountTest('what is not there, or no image, exits 1', async (lab) => {
     for (const verb of BOW_COMMANDS) {
-      expect(await failure(lab, 'bow', verb, lab.path('none'))).toBe(
+      expect(await lab.refusal('bow', verb, lab.path('none'))).toBe(
         `${lab.path('none')}: no such file or device`,
       );
-      expect(await failure(lab, 'bow', verb, lab.folder)).toMatch(
-        /neither a regular file nor a block device/,
-      );
+      expect(await lab.refusal('bow', verb, lab.folder)).toMatch(/neither a regular file nor a block device/);
     }
     writeFileSync(lab.path('empty'), '');
     chmodSync(lab.path('empty'), 0o600);

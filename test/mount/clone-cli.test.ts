@@ -36,18 +36,6 @@ function layFixture(lab: Lab, name: (typeof FIXTURES)[number], file = 'meta'): F
   return JSON.parse(readFileSync(fixtureUrl(`${name}.json`), 'utf8'));
 }
 
-/** Runs `dmfuse clone …`, which fails with exit 1 and one line. Returns what follows `dmfuse: `. */
-async function refusal(lab: Lab, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await lab.dmfuse('clone', ...args);
-  expect({ args, code, stdout, stderr }).toEqual({
-    args,
-    code: 1,
-    stdout: '',
-    stderr: expect.stringMatching(/^dmfuse: .+\n$/),
-  });
-  return stderr.slice('dmfuse: '.length).trim();
-}
-
 describe('dmfuse clone dump, check', () => {
   for (const name of FIXTURES) {
     mountTest(`${name}: as the kernel that wrote it has it`, async (lab) => {
@@ -144,7 +132,7 @@ describe('dmfuse clone dump, check', () => {
       expect(
         found.map(({ block, problem }: { block: number; problem: string }) => `block ${block}: ${problem}`),
       ).toEqual(lines);
-      expect(await refusal(lab, 'dump', 'bad')).toMatch(
+      expect(await lab.refusal('clone', 'dump', 'bad')).toMatch(
         new RegExp(`^bad: metadata block (${damaged.join('|')}): `),
       );
       expect(await lab.sha256('bad')).toBe(before);
@@ -169,9 +157,11 @@ describe('dmfuse clone dump, check', () => {
       stderr: '',
     });
     for (const verb of ['check', 'dump']) {
-      expect(await refusal(lab, verb, 'none')).toBe('none: no such file or device');
-      expect(await refusal(lab, verb, 'folder')).toBe('folder: neither a regular file nor a block device');
-      expect(await refusal(lab, verb, 'short')).toMatch(
+      expect(await lab.refusal('clone', verb, 'none')).toBe('none: no such file or device');
+      expect(await lab.refusal('clone', verb, 'folder')).toBe(
+        'folder: neither a regular file nor a block device',
+      );
+      expect(await lab.refusal('clone', verb, 'short')).toMatch(
         /^short: has 100 bytes: metadata needs 4096 at least/,
       );
     }
@@ -181,7 +171,7 @@ describe('dmfuse clone dump, check', () => {
     await lab.sh('head -c 4M /dev/urandom >source.img');
     await makeTargetFiles(lab, 4);
     const mount = await mountWith(lab, [['x', cloneTable(lab)]]);
-    const refusals = await Promise.all(['check', 'dump'].map((verb) => refusal(lab, verb, 'meta')));
+    const refusals = await Promise.all(['check', 'dump'].map((verb) => lab.refusal('clone', verb, 'meta')));
     for (const reason of refusals)
       expect(reason).toBe('meta: in use by another process, which holds a lock on it');
     await endMount(lab, mount);
@@ -280,7 +270,7 @@ describe('dmfuse clone wait', () => {
       ['l', `linear ${lab.path('l.img')} 0`],
     ]);
     const write = (file: string, text: string) => writeFileSync(mount.path('x', file), text);
-    const wait = (name = 'x', point = mount.point) => refusal(lab, 'wait', point, name);
+    const wait = (name = 'x', point = mount.point) => lab.refusal('clone', 'wait', point, name);
     expect(await wait()).toBe(
       `wait x: hydration is off; \`echo 1 > ${mount.path('x')}/hydration\` starts it`,
     );

@@ -21,12 +21,6 @@ function overwrite(file: string, offset: number, bytes: Uint8Array): void {
   closeSync(fd);
 }
 
-async function refusal(lab: Lab, ...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await lab.dmfuse(...args);
-  expect({ args, code, stdout }).toEqual({ args, code: 1, stdout: '' });
-  return stderr.replace(/^dmfuse: /, '').trim();
-}
-
 /**
  * Starts a format and calls `stop` when it is somewhere in the middle, again until that was before its end. Returns how it
  * ended.
@@ -166,12 +160,12 @@ describe('dmfuse csum', () => {
     });
     const json = await lab.dmfuse('csum', 'check', 'd.img', '--json');
     expect([json.code, JSON.parse(json.stdout)]).toEqual([3, { output_version: 1, state: 'no-volume' }]);
-    expect(await refusal(lab, 'csum', 'check', 'd.img', '--offset', '9999')).toBe(
+    expect(await lab.refusal('csum', 'check', 'd.img', '--offset', '9999')).toBe(
       'd.img: has 585 sectors, none at offset 9999',
     );
-    expect(await refusal(lab, 'csum', 'check', 'none.img')).toBe('none.img: no such file or device');
-    expect(await refusal(lab, 'csum', 'check', 'd.img', 'none.img')).toBe('none.img: no such file or device');
-    expect(await refusal(lab, 'csum', 'check', 'd.img', '--imd-offset', '1')).toBe(
+    expect(await lab.refusal('csum', 'check', 'none.img')).toBe('none.img: no such file or device');
+    expect(await lab.refusal('csum', 'check', 'd.img', 'none.img')).toBe('none.img: no such file or device');
+    expect(await lab.refusal('csum', 'check', 'd.img', '--imd-offset', '1')).toBe(
       '--imd-offset is of the imd device, and none is given',
     );
   });
@@ -180,16 +174,14 @@ describe('dmfuse csum', () => {
     'format refuses, and changes nothing: a volume, one device twice, one that is in use',
     async (lab) => {
       await lab.sh('head -c 300000 /dev/urandom >d.img; ln -s d.img link; truncate -s 1K small.img');
-      expect(await refusal(lab, 'csum', 'format', 'd.img', 'link')).toBe(
-        'd.img and link are the same device',
-      );
-      expect(await refusal(lab, 'csum', 'format', 'small.img')).toBe(
+      expect(await lab.refusal('csum', 'format', 'd.img', 'link')).toBe('d.img and link are the same device');
+      expect(await lab.refusal('csum', 'format', 'small.img')).toBe(
         'small.img: has 2 sectors, a volume of 1 sectors needs 4 there',
       );
       const holder = lab.start('flock', ['-x', 'd.img', 'bash', '-c', 'echo held; exec sleep 50']);
       await holder.prints(/held/);
       const before = await lab.sha256('d.img');
-      expect(await refusal(lab, 'csum', 'format', 'd.img')).toBe(
+      expect(await lab.refusal('csum', 'format', 'd.img')).toBe(
         'd.img: in use by another process, which holds a lock on it',
       );
       holder.kill();
@@ -197,7 +189,7 @@ describe('dmfuse csum', () => {
       expect(await lab.sha256('d.img')).toBe(before);
       await lab.dmfuseOk('csum', 'format', 'd.img');
       const formatted = await lab.sha256('d.img');
-      expect(await refusal(lab, 'csum', 'format', 'd.img')).toMatch(
+      expect(await lab.refusal('csum', 'format', 'd.img')).toMatch(
         /^d\.img: is a csum volume of 564 sectors already\. .* --force does that$/,
       );
       expect(await lab.sha256('d.img')).toBe(formatted);
@@ -223,7 +215,7 @@ describe('dmfuse csum', () => {
       await interruptedFormat(lab, args, file, async (running) => running.kill());
       const { id, groupsFormatted } = superblock(file)!;
       expect(groupsFormatted % 2048).toBe(0);
-      expect(await refusal(lab, 'csum', 'check', ...args)).toBe(
+      expect(await lab.refusal('csum', 'check', ...args)).toBe(
         `${args[0]}: its format was interrupted; run \`dmfuse csum format ${args.join(' ')}\` again to go on`,
       );
       expect(await lab.dmfuseOk('csum', 'format', ...args)).toMatch(

@@ -12,7 +12,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { test } from 'vitest';
+import { expect, test } from 'vitest';
 import { isAlive } from '../../mount/cli/umount.js';
 
 /** What `npm run build` made. */
@@ -239,6 +239,18 @@ export class Lab {
   /** dmfuse must do: its stdout. */
   async dmfuseOk(...args: string[]): Promise<string> {
     return success(await this.dmfuse(...args), ['dmfuse', ...args]);
+  }
+
+  /** dmfuse must refuse: exit 1, nothing on stdout, one line on stderr, of which what follows `dmfuse: ` is returned. */
+  async refusal(...args: string[]): Promise<string> {
+    const { code, stdout, stderr } = await this.dmfuse(...args);
+    expect({ args, code, stdout, stderr }).toEqual({
+      args,
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(/^dmfuse: .+\n$/),
+    });
+    return stderr.slice('dmfuse: '.length).trim();
   }
 
   /** Mounts at folder `mnt` of the lab, or the one named, with further arguments. */

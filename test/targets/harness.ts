@@ -173,6 +173,94 @@ export function readOnly(device: BlockDevice, broken: string): BlockDevice {
   };
 }
 
+/** A device whose zeros are holes, `grain` bytes at a time. */
+export function withHoles(device: BlockDevice, grain = 4096): BlockDevice {
+  const isHole = (at: number) =>
+    readBytes(device, at, Math.min(grain, device.size - at)).every((byte) => byte === 0);
+  return {
+    size: device.size,
+    read: (offset, into) => device.read(offset, into),
+    write: (offset, from) => device.write(offset, from),
+    flush: () => device.flush(),
+    discard: (offset, length) => device.discard(offset, length),
+    writeZeroes: (offset, length, options) => device.writeZeroes(offset, length, options),
+    extentAt(offset) {
+      let end = offset - (offset % grain);
+      const data = !isHole(end);
+      while (end < device.size && isHole(end) === !data) end += grain;
+      return { data, end: Math.min(end, device.size) };
+    },
+  };
+}
+
+export type Hook = (op: string, offset: number, length: number) => void;
+
+/** Tells the hook of each operation before it is done; what it throws is the operation's error. */
+export function hooked(device: BlockDevice, before: Hook): BlockDevice {
+  return {
+    size: device.size,
+    read(offset, into) {
+      before('read', offset, into.length);
+      device.read(offset, into);
+    },
+    write(offset, from) {
+      before('write', offset, from.length);
+      device.write(offset, from);
+    },
+    flush() {
+      before('flush', 0, 0);
+      device.flush();
+    },
+    discard(offset, length) {
+      before('discard', offset, length);
+      device.discard(offset, length);
+    },
+    writeZeroes(offset, length, options) {
+      before(options?.unmap ? 'unmap' : 'zeroes', offset, length);
+      device.writeZeroes(offset, length, options);
+    },
+  };
+}
+
+/** A device that remembers what it throws, for a target may catch it: one in memory throws when it is asked outside its bytes. */
+export class Guarded<D extends BlockDevice> implements BlockDevice {
+  readonly size: number;
+  outside: unknown;
+
+  constructor(readonly device: D) {
+    this.size = device.size;
+  }
+
+  read(offset: number, into: Uint8Array): void {
+    this.guard(() => this.device.read(offset, into));
+  }
+
+  write(offset: number, from: Uint8Array): void {
+    this.guard(() => this.device.write(offset, from));
+  }
+
+  flush(): void {
+    this.device.flush();
+  }
+
+  discard(offset: number, length: number): void {
+    this.guard(() => this.device.discard(offset, length));
+  }
+
+  writeZeroes(offset: number, length: number, options?: { unmap?: boolean }): void {
+    this.guard(() => this.device.writeZeroes(offset, length, options));
+  }
+
+  private guard(operation: () => void): void {
+    try {
+      operation();
+    } catch (error) {
+      this.outside = error;
+      throw error;
+    }
+  }
+}
+
 export interface Fault {
   /** Which operation of any kind fails, counted from the call on; 1 is the next one. */
   readonly at: number;

@@ -15,30 +15,8 @@ import { sealBlock } from '../../../src/formats/persistent-data.js';
 import { readImage } from '../../../src/targets/clone/image.js';
 import { clone } from '../../../src/targets/clone/index.js';
 import { get32, get64, type NaiveKind, put32, put64 } from '../../formats/naive-clone.js';
-import { codeOf, expectSameBytes, makeRig, readBytes, underSeed } from '../harness.js';
+import { codeOf, expectSameBytes, Guarded, makeRig, readBytes, underSeed } from '../harness.js';
 import { type Built, build, PER_ARRAY, readStrictly, SparseDevice } from './naive-metadata.js';
-
-/** Remembers what was asked of it outside its bytes. */
-class Guarded extends SparseDevice {
-  outside: unknown;
-
-  override read(offset: number, into: Uint8Array): void {
-    this.guard(() => super.read(offset, into));
-  }
-
-  override write(offset: number, from: Uint8Array): void {
-    this.guard(() => super.write(offset, from));
-  }
-
-  private guard(operation: () => void): void {
-    try {
-      operation();
-    } catch (error) {
-      this.outside = error;
-      throw error;
-    }
-  }
-}
 
 // Most images are refused with an error, and where those come from nobody looks at.
 const { stackTraceLimit } = Error;
@@ -76,7 +54,7 @@ function liveBlocks(device: SparseDevice): Set<number> {
 }
 
 /** hostile-P4. */
-function check(device: SparseDevice): void {
+function check(device: Guarded<SparseDevice>): void {
   const flaws: string[] = [];
   const code = codeOf(() =>
     readImage(device, ({ block, message }) => {
@@ -89,7 +67,7 @@ function check(device: SparseDevice): void {
   // Something is wrong, so the strict reader finds it, too.
   let isSound = true;
   try {
-    readStrictly(device);
+    readStrictly(device.device);
   } catch {
     isSound = false;
   }
@@ -97,7 +75,7 @@ function check(device: SparseDevice): void {
 }
 
 /** hostile-P1 to P3. */
-async function live(device: Guarded, length: number | undefined, rng: Prng): Promise<void> {
+async function live(device: Guarded<SparseDevice>, length: number | undefined, rng: Prng): Promise<void> {
   const sectors = length ?? 8 * 3 * PER_ARRAY;
   const [dest, source] = [new SparseDevice(sectors * 512), new SparseDevice(sectors * 512)];
   const open = () =>
@@ -113,10 +91,10 @@ async function live(device: Guarded, length: number | undefined, rng: Prng): Pro
   } catch (error) {
     if (!(error instanceof DmError)) throw error;
     outcomes.refused++;
-    if (device.log.length > 0) expect.fail('hostile-P2');
+    if (device.device.log.length > 0) expect.fail('hostile-P2');
     return;
   }
-  const named = [...liveBlocks(device)].filter((block) => block > 0);
+  const named = [...liveBlocks(device.device)].filter((block) => block > 0);
   const before = new Map(named.map((block) => [block, readBytes(device, block * 4096, 4096)]));
   const { target } = rig;
   const regions = Math.floor(target.size / REGION);
@@ -153,11 +131,12 @@ async function live(device: Guarded, length: number | undefined, rng: Prng): Pro
 }
 
 async function survive(image: SparseDevice, length: number | undefined, rng: Prng): Promise<void> {
-  const device = new Guarded(image.size);
-  for (const [block, bytes] of image.blocks) device.blocks.set(block, bytes);
+  const sparse = new SparseDevice(image.size);
+  const device = new Guarded(sparse);
+  for (const [block, bytes] of image.blocks) sparse.blocks.set(block, bytes);
   if (rng.chance(0.5)) check(device);
   // Writes change blocks in place: what is live is the image's.
-  for (const [block, bytes] of image.blocks) device.blocks.set(block, bytes.slice());
+  for (const [block, bytes] of image.blocks) sparse.blocks.set(block, bytes.slice());
   await live(device, length, rng);
   if (device.outside !== undefined) throw device.outside;
 }

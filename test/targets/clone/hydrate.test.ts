@@ -9,11 +9,9 @@ import { Prng } from '../../../src/device/prng.js';
 import { DmError } from '../../../src/errors.js';
 import { clone } from '../../../src/targets/clone/index.js';
 import { until } from '../../threads.js';
-import { contentOf, expectSameBytes, makeRig } from '../harness.js';
+import { contentOf, expectSameBytes, type Hook, hooked, makeRig, withHoles } from '../harness.js';
 import {
   durableOf,
-  type Hook,
-  hooked,
   hydratedOf,
   hydratorOf,
   makeClone,
@@ -21,7 +19,6 @@ import {
   type Shape,
   sourceOf,
   stepsOf,
-  withHoles,
 } from './rig.js';
 
 const MIB = 1 << 20;

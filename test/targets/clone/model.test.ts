@@ -9,7 +9,7 @@
 import { expect, it } from 'vitest';
 import { Prng } from '../../../src/device/prng.js';
 import { DISCARDED, SimulatedDisk } from '../../../src/device/simulated.js';
-import { contentOf, expectSameBytes, seeds, underSeed } from '../harness.js';
+import { contentOf, expectSameBytes, seeds, underSeed, withHoles } from '../harness.js';
 import {
   durableOf,
   GARBAGE,
@@ -19,7 +19,6 @@ import {
   makeClone,
   memoryFor,
   sourceOf,
-  withHoles,
 } from './rig.js';
 
 const KINDS = ['write', 'write', 'zeroes', 'unmap', 'discard', 'flush', 'hydrate', 'commit', 'kill'];

@@ -12,18 +12,9 @@ import { expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import type { Prng } from '../../../src/device/prng.js';
 import { type PowerSupply, SimulatedDisk } from '../../../src/device/simulated.js';
-import { contentOf, expectSameBytes } from '../harness.js';
+import { contentOf, expectSameBytes, withHoles } from '../harness.js';
 import { type Subject, testPowerCuts, type Workload } from '../power-cuts.js';
-import {
-  durableOf,
-  GARBAGE,
-  garbage,
-  hydratedOf,
-  hydratorOf,
-  makeClone,
-  sourceOf,
-  withHoles,
-} from './rig.js';
+import { durableOf, GARBAGE, garbage, hydratedOf, hydratorOf, makeClone, sourceOf } from './rig.js';
 
 const seen = {
   lostBits: 0,

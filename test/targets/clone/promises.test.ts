@@ -6,8 +6,8 @@ import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { clone } from '../../../src/targets/clone/index.js';
 import { testPromises } from '../battery.js';
-import { makeRig } from '../harness.js';
-import { argsOf, type CloneRig, hydratorOf, memoryFor, sourceOf, stepsOf, withHoles } from './rig.js';
+import { makeRig, withHoles } from '../harness.js';
+import { argsOf, type CloneRig, hydratorOf, memoryFor, sourceOf, stepsOf } from './rig.js';
 
 const nothing = () => {};
 const some = (rig: CloneRig, rng: Prng) => {

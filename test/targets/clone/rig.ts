@@ -2,7 +2,7 @@
  * Clones for tests: `metadata`, `destination` and `source` are the devices of a rig. The destination holds garbage at first,
  * which nobody may ever read of a region that was not hydrated.
  */
-import type { BlockDevice, Extent } from '../../../src/device/block-device.js';
+import type { BlockDevice } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import type { Prng } from '../../../src/device/prng.js';
 import { Committer } from '../../../src/targets/clone/commit.js';
@@ -104,60 +104,4 @@ export function imageOf(metadata: BlockDevice): CloneImage {
 /** A source: it must not be changed, and not even be flushed. */
 export function sourceOf(device: BlockDevice): BlockDevice {
   return readOnly(device, 'clone-I1: the source is written');
-}
-
-/** Knows where the zeros of a device are: blocks of so many bytes that are all zeros are holes. */
-export function withHoles(device: BlockDevice, block = 4096): BlockDevice & { asked: number } {
-  const isHole = (index: number) => {
-    const bytes = new Uint8Array(Math.min(block, device.size - index * block));
-    device.read(index * block, bytes);
-    return bytes.every((byte) => byte === 0);
-  };
-  return {
-    asked: 0,
-    size: device.size,
-    read: (offset, into) => device.read(offset, into),
-    write: (offset, from) => device.write(offset, from),
-    flush: () => device.flush(),
-    discard: (offset, length) => device.discard(offset, length),
-    writeZeroes: (offset, length, options) => device.writeZeroes(offset, length, options),
-    extentAt(offset): Extent {
-      this.asked++;
-      const first = Math.floor(offset / block);
-      const hole = isHole(first);
-      let index = first + 1;
-      while (index * block < device.size && isHole(index) === hole) index++;
-      return { data: !hole, end: Math.min(device.size, index * block) };
-    },
-  };
-}
-
-export type Hook = (op: string, offset: number, length: number) => void;
-
-/** Tells the hook of each operation before it is done; what it throws is the operation's error. */
-export function hooked(device: BlockDevice, before: Hook): BlockDevice {
-  const at = (op: string, offset: number, length: number) => before(op, offset, length);
-  return {
-    size: device.size,
-    read(offset, into) {
-      at('read', offset, into.length);
-      device.read(offset, into);
-    },
-    write(offset, from) {
-      at('write', offset, from.length);
-      device.write(offset, from);
-    },
-    flush() {
-      at('flush', 0, 0);
-      device.flush();
-    },
-    discard(offset, length) {
-      at('discard', offset, length);
-      device.discard(offset, length);
-    },
-    writeZeroes(offset, length, options) {
-      at(options?.unmap ? 'unmap' : 'zeroes', offset, length);
-      device.writeZeroes(offset, length, options);
-    },
-  };
 }

@@ -7,13 +7,12 @@ import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { SimulatedDisk } from '../../../src/device/simulated.js';
 import { clone } from '../../../src/targets/clone/index.js';
-import { contentOf, expectSameBytes, makeRig } from '../harness.js';
+import { contentOf, expectSameBytes, hooked, makeRig, withHoles } from '../harness.js';
 import {
   type Devices,
   durableOf,
   GARBAGE,
   garbage,
-  hooked,
   hydratedOf,
   hydratorOf,
   imageOf,
@@ -21,7 +20,6 @@ import {
   memoryFor,
   sourceOf,
   stepsOf,
-  withHoles,
 } from './rig.js';
 
 const SECTORS = 100;

@@ -17,6 +17,7 @@ import { CloneState } from '../../../src/targets/clone/state.js';
 import { sharedDiskBuffers, traced } from '../../device/shared-disk.js';
 import { until, useThreads } from '../../threads.js';
 import { contentOf, type Devices, expectSameBytes, makeRig } from '../harness.js';
+import { originContent, Promised } from '../versions.js';
 import { durableOf, GARBAGE, hydratedOf } from './rig.js';
 
 const THREADS = 3;
@@ -30,13 +31,6 @@ const DATA_BYTES = SECTORS * 512;
 const DISK_BYTES = DATA_BYTES + 16 * 4096;
 const ARGS = `metadata destination source ${REGION} 0 4 hydration_threshold 2 hydration_batch_size 2`;
 
-/** The source's sector s is filled with the words -1 - s. */
-function sourceContent(): Uint8Array {
-  const words = new Int32Array(SECTORS * 128);
-  for (let at = 0; at < words.length; at++) words[at] = -1 - (at >> 7);
-  return new Uint8Array(words.buffer);
-}
-
 const start = useThreads(
   `
 import { workerData } from 'node:worker_threads';
@@ -47,17 +41,10 @@ import { Committer } from './src/targets/clone/commit.js';
 import { Copier } from './src/targets/clone/copy.js';
 import { Hydrator } from './src/targets/clone/hydrate.js';
 import { SharedDisk } from './test/device/shared-disk.js';
+import { Writer } from './test/targets/versions.js';
 const { id, seed, buffers, descriptor, source, steps, notes, counts, THREADS, SHARED, HALVES, SECTORS, DATA_BYTES, DISK_BYTES } = workerData;
 const disk = new SharedDisk(buffers, id + seed);
-const part = (from, to) => ({
-  size: to - from,
-  read: (at, into) => disk.read(from + at, into),
-  write: (at, bytes) => disk.write(from + at, bytes),
-  flush: () => disk.flush(),
-  discard: () => { throw new Error('discard'); },
-  writeZeroes: (at, length) => disk.writeZeroes(from + at, length),
-});
-const devices = { source: new MemoryDevice(source), destination: part(0, DATA_BYTES), metadata: part(DATA_BYTES, DISK_BYTES) };
+const devices = { source: new MemoryDevice(source), destination: disk.part(0, DATA_BYTES), metadata: disk.part(DATA_BYTES, DISK_BYTES) };
 const raised = new Int32Array(counts);
 const raise = (event) => {
   if (!event.startsWith('hydrated ')) throw new Error(event);
@@ -65,47 +52,7 @@ const raise = (event) => {
 };
 const target = clone.open(descriptor, { device: ({ path }) => devices[path], raise });
 const rng = new Prng(id * 1000 + 7 + seed);
-const entries = new Int32Array(buffers.words);
-// Words of notes: how many, then [entries of the trace, half sector, value] each.
-const noteWords = new Int32Array(notes);
-const mine = new Map();
-let pending = new Map();
-let version = 0;
-const fill = (count, value) => new Uint8Array(new Int32Array(count * 64).fill(value).buffer);
-const put = (half, count, zero) => {
-  const value = zero ? 0 : ++version * 16 + id + 1;
-  if (zero) target.writeZeroes(half * 256, count * 256, { unmap: rng.chance(0.5) });
-  else target.write(half * 256, fill(count, value));
-  for (let at = half; at < half + count; at++) {
-    const isMine = at >= 2 * SHARED;
-    if (isMine) mine.set(at, value);
-    pending.set(at, isMine ? version : 0);
-  }
-};
-const check = (first, count) => {
-  const found = new Uint8Array(512 * count);
-  target.read(first * 512, found);
-  const words = new Int32Array(found.buffer);
-  for (let at = 0; at < words.length; at++) {
-    const half = 2 * first + (at >> 6);
-    const word = words[at];
-    if (mine.has(half) ? word !== mine.get(half) : !(word >= 0 || word === -1 - (half >> 1))) {
-      throw new Error('sector ' + half / 2 + ' reads as ' + word + ', expected ' + mine.get(half));
-    }
-    // Sectors of many are written as a whole.
-    if (half < 2 * SHARED && word !== words[at & ~127]) throw new Error('sector ' + half / 2 + ' is torn');
-  }
-};
-const flush = () => {
-  const before = pending;
-  pending = new Map();
-  target.flush();
-  const done = Atomics.load(entries, 1);
-  for (const [half, value] of before) {
-    const row = 1 + 3 * noteWords[0]++;
-    noteWords.set([done, half, value], row);
-  }
-};
+const writer = new Writer(target, { id, rng, shared: SHARED, notes, entries: () => disk.entryCount });
 if (steps === 0) {
   target.write(0, new Uint8Array(512));
   target.flush();
@@ -122,26 +69,26 @@ for (let step = 0; step < steps; step++) {
     if (rng.chance(0.05)) committer.commitInBackground();
   } else if (kind < 3) {
     const first = rng.below(SHARED);
-    put(2 * first, 2 * Math.min(SHARED - first, 1 + rng.below(rng.pick([1, 1, 4, 30]))), rng.chance(0.2));
+    writer.put(2 * first, 2 * Math.min(SHARED - first, 1 + rng.below(rng.pick([1, 1, 4, 30]))), rng.chance(0.2));
   } else if (kind < 6) {
     const most = Math.floor((SECTORS - SHARED - HALVES) / THREADS);
-    put(2 * (SHARED + HALVES + Math.floor((rng.below(most) * (step + 1)) / steps) * THREADS + id), 2, rng.chance(0.1));
+    writer.put(2 * (SHARED + HALVES + Math.floor((rng.below(most) * (step + 1)) / steps) * THREADS + id), 2, rng.chance(0.1));
   } else if (kind < 7 && id < 2) {
-    put(2 * (SHARED + rng.below(HALVES)) + id, 1, false);
+    writer.put(2 * (SHARED + rng.below(HALVES)) + id, 1, false);
   } else if (kind < 9) {
     const first = rng.below(SECTORS);
-    check(first, Math.min(SECTORS - first, 1 + rng.below(200)));
+    writer.check(first, Math.min(SECTORS - first, 1 + rng.below(200)));
   } else {
-    flush();
+    writer.flush();
   }
 }
 if (steps > 0) {
   if (id === 0) while (target.state.hydratedCount < descriptor.regions) hydrator.step();
-  check(0, SECTORS);
-  flush();
+  writer.check(0, SECTORS);
+  writer.flush();
 }
 `,
-  ['test/device/shared-disk.ts'],
+  ['test/device/shared-disk.ts', 'test/targets/versions.ts'],
 );
 
 function partsOf(image: Uint8Array, source: Uint8Array): Devices {
@@ -154,7 +101,7 @@ function partsOf(image: Uint8Array, source: Uint8Array): Devices {
 
 /** A new clone on an image that it is made on. */
 async function made() {
-  const source = sourceContent();
+  const source = originContent(SECTORS);
   const image = new Uint8Array(DISK_BYTES).fill(GARBAGE, 0, DATA_BYTES);
   const rig = await makeRig(clone, ARGS, partsOf(image, source), {});
   const buffers = sharedDiskBuffers(image, { most: 100_000, traceBytes: 256 << 20 });
@@ -189,40 +136,17 @@ it.each([1, 2, 3])('P1, P2, P3, P4: writers, readers, flushes and hydration, run
 
   const disk = traced(image, shared.buffers);
   expect(disk.operations).toBeGreaterThan(1000);
-  const promised = notes
-    .flatMap((buffer) => {
-      const words = new Int32Array(buffer);
-      return Array.from({ length: words[0]! }, (_, row) => [...words.subarray(1 + 3 * row, 4 + 3 * row)]);
-    })
-    .sort((a, b) => a[0]! - b[0]!);
-  expect(promised.length).toBeGreaterThan(1000);
+  const promised = new Promised(notes, { sectors: SECTORS, shared: SHARED, zeroes: true });
+  expect(promised.count).toBeGreaterThan(1000);
   const rng = new Prng(seed);
-  /** The least version of each half sector; -1: it may be the source's. */
-  const least = new Int32Array(2 * SECTORS).fill(-1);
-  let next = 0;
   const seen = { some: 0, all: 0 };
   for (let cut = 0; cut < disk.operations; cut += 1 + rng.below(9)) {
-    for (; next < promised.length && promised[next]![0]! <= cut; next++) {
-      const [, half, version] = promised[next]!;
-      least[half!] = Math.max(least[half!]!, version!);
-    }
     const parts = partsOf(disk.imageAt(cut, rng), source);
     const durable = durableOf(parts.metadata!, REGIONS).length;
     if (durable === REGIONS) seen.all++;
     else if (durable > 0) seen.some++;
     const { target } = await makeRig(clone, ARGS, parts, {});
-    const words = new Int32Array(contentOf(target).buffer);
-    for (let at = 0; at < words.length; at++) {
-      const half = at >> 6;
-      const word = words[at]!;
-      const isSource = word === -1 - (half >> 1) && least[half]! < 0;
-      // A zero has no version.
-      const isNew = word === 0 || (word > 0 && (half < 2 * SHARED || word >> 4 >= least[half]!));
-      if (!isSource && !isNew)
-        expect.fail(
-          `cut ${cut} of ${disk.operations}: sector ${half / 2} is ${word}, version ${least[half]} at least`,
-        );
-    }
+    promised.expectKept(contentOf(target), cut);
   }
   expect(seen.some).toBeGreaterThan(50);
 });

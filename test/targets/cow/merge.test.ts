@@ -2,7 +2,7 @@
 
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import type { BlockDevice, Extent } from '../../../src/device/block-device.js';
+import type { BlockDevice } from '../../../src/device/block-device.js';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { PowerCut, PowerSupply, SimulatedDisk } from '../../../src/device/simulated.js';
@@ -10,7 +10,7 @@ import type { ProgressOptions, WorkDone } from '../../../src/progress.js';
 import { cow } from '../../../src/targets/cow/index.js';
 import { type Merged, mergeTop } from '../../../src/targets/cow/merge.js';
 import type { CreateContext } from '../../../src/targets/target.js';
-import { contentOf, expectSameBytes, FaultyDisk, withoutUnmap } from '../harness.js';
+import { contentOf, expectSameBytes, FaultyDisk, withHoles, withoutUnmap } from '../harness.js';
 import { type Subject, testPowerCuts, type Workload } from '../power-cuts.js';
 import {
   argsOf,
@@ -108,32 +108,6 @@ function expectContents(devices: Devices, expected: Contents, where: string): vo
   for (const [name, bytes] of Object.entries(expected)) {
     expectSameBytes(contentOf(devices[name]!), bytes, `${where}: ${name}`);
   }
-}
-
-/** A device whose zeros are holes, `grain` bytes at a time. */
-function withHoles(device: BlockDevice, grain: number): BlockDevice & { readonly holes: () => number } {
-  let holes = 0;
-  const isHole = (at: number) => {
-    const bytes = new Uint8Array(Math.min(grain, device.size - at));
-    device.read(at, bytes);
-    return bytes.every((byte) => byte === 0);
-  };
-  return {
-    size: device.size,
-    holes: () => holes,
-    read: (offset, into) => device.read(offset, into),
-    write: (offset, from) => device.write(offset, from),
-    flush: () => device.flush(),
-    discard: (offset, length) => device.discard(offset, length),
-    writeZeroes: (offset, length, options) => device.writeZeroes(offset, length, options),
-    extentAt(offset): Extent {
-      let end = offset - (offset % grain);
-      const data = !isHole(end);
-      while (end < device.size && isHole(end) === !data) end += grain;
-      if (!data) holes++;
-      return { data, end: Math.min(end, device.size) };
-    },
-  };
 }
 
 /** Kills whoever makes change or flush number `at` of these devices, before it is made. What they have done stays. */

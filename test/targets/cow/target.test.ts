@@ -6,32 +6,18 @@ import { Prng } from '../../../src/device/prng.js';
 import { DmError } from '../../../src/errors.js';
 import { bitmapLayout, encodeMagicBlock } from '../../../src/formats/cow-bitmap.js';
 import { cow } from '../../../src/targets/cow/index.js';
-import { codeOf, contentOf, expectSameBytes, makeRig, readBytes, withoutUnmap } from '../harness.js';
+import { codeOf, contentOf, expectSameBytes, hooked, makeRig, readBytes, withoutUnmap } from '../harness.js';
 import { bitmapSize, type CowRig, fillLayers, makeCow, memoryFor, offsetOf } from './rig.js';
 
 const filled = (sectors: number, value: number) => new Uint8Array(sectors * 512).fill(value);
 
 /** A device that notes requests: `read 3+5` is sectors 3 to 7. */
 function noting(device: BlockDevice, start: number, requests: string[]): BlockDevice {
-  const note = (kind: string, offset: number, length: number) =>
-    requests.push(`${kind} ${offset / 512 - start}+${length / 512}`);
-  return {
-    size: device.size,
-    read(offset, into) {
-      note('read', offset, into.length);
-      device.read(offset, into);
-    },
-    write(offset, from) {
-      note('write', offset, from.length);
-      device.write(offset, from);
-    },
-    flush: () => device.flush(),
-    discard: () => expect.fail('a discard of a member'),
-    writeZeroes(offset, length, options) {
-      note(options?.unmap ? 'punch' : 'zeroes', offset, length);
-      device.writeZeroes(offset, length, options);
-    },
-  };
+  return hooked(device, (op, offset, length) => {
+    if (op === 'discard') expect.fail('a discard of a member');
+    const kind = op === 'unmap' ? 'punch' : op;
+    if (op !== 'flush') requests.push(`${kind} ${offset / 512 - start}+${length / 512}`);
+  });
 }
 
 /** A stack of two layers that notes what it asks of base, lower and top. */

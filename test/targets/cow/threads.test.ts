@@ -15,6 +15,7 @@ import { CowState } from '../../../src/targets/cow/state.js';
 import { type SharedDiskBuffers, sharedDiskBuffers, traced } from '../../device/shared-disk.js';
 import { until, useThreads } from '../../threads.js';
 import { contentOf, type Devices, makeRig } from '../harness.js';
+import { originContent, Promised } from '../versions.js';
 import { bitmapSize, bitOf } from './rig.js';
 
 const THREADS = 3;
@@ -26,13 +27,6 @@ const DATA_BYTES = SECTORS * 512;
 const DISK_BYTES = DATA_BYTES + bitmapSize(SECTORS);
 const ARGS = 'base 0 bitmap data 0';
 
-/** The base's sector s is filled with the words -1 - s. */
-function baseContent(): Uint8Array {
-  const words = new Int32Array(SECTORS * 128);
-  for (let at = 0; at < words.length; at++) words[at] = -1 - (at >> 7);
-  return new Uint8Array(words.buffer);
-}
-
 const start = useThreads(
   `
 import { workerData } from 'node:worker_threads';
@@ -40,40 +34,13 @@ import { Prng } from './src/device/prng.js';
 import { MemoryDevice } from './src/device/memory.js';
 import { cow } from './src/targets/cow/index.js';
 import { SharedDisk } from './test/device/shared-disk.js';
+import { Writer } from './test/targets/versions.js';
 const { id, buffers, descriptor, base, steps, notes, THREADS, SHARED, HALVES, SECTORS, DATA_BYTES, DISK_BYTES } = workerData;
 const disk = new SharedDisk(buffers, id);
-const part = (from, to) => ({
-  size: to - from,
-  read: (at, into) => disk.read(from + at, into),
-  write: (at, bytes) => disk.write(from + at, bytes),
-  flush: () => disk.flush(),
-  discard: () => { throw new Error('discard'); },
-  writeZeroes: (at, length) => disk.writeZeroes(from + at, length),
-});
-const devices = { base: new MemoryDevice(base), data: part(0, DATA_BYTES), bitmap: part(DATA_BYTES, DISK_BYTES) };
+const devices = { base: new MemoryDevice(base), data: disk.part(0, DATA_BYTES), bitmap: disk.part(DATA_BYTES, DISK_BYTES) };
 const target = cow.open(descriptor, { device: ({ path }) => devices[path], raise: () => {} });
 const rng = new Prng(id * 1000 + 7);
-const entries = new Int32Array(buffers.words);
-// Words of notes: how many, then [entries of the trace, half sector, value] each.
-const noteWords = new Int32Array(notes);
-const mine = new Map();
-let pending = new Map();
-let version = 0;
-const fill = (count, valueOf) => {
-  const words = new Int32Array(count * 64);
-  for (let at = 0; at < words.length; at++) words[at] = valueOf(at >> 6);
-  return new Uint8Array(words.buffer);
-};
-const put = (half, count, zero) => {
-  const value = zero ? 0 : ++version * 16 + id + 1;
-  if (zero) target.writeZeroes(half * 256, count * 256, { unmap: rng.chance(0.5) });
-  else target.write(half * 256, fill(count, () => value));
-  for (let at = half; at < half + count; at++) {
-    const isMine = at >= 2 * SHARED;
-    if (isMine) mine.set(at, value);
-    pending.set(at, isMine ? version : 0);
-  }
-};
+const writer = new Writer(target, { id, rng, shared: SHARED, notes, entries: () => disk.entryCount });
 if (steps === 0) {
   target.write(0, new Uint8Array(512));
   target.flush();
@@ -82,37 +49,21 @@ for (let step = 0; step < steps; step++) {
   const kind = rng.below(10);
   if (kind < 3) {
     const first = rng.below(SHARED);
-    put(2 * first, 2 * Math.min(SHARED - first, 1 + rng.below(rng.pick([1, 8, 70]))), rng.chance(0.2));
+    writer.put(2 * first, 2 * Math.min(SHARED - first, 1 + rng.below(rng.pick([1, 8, 70]))), rng.chance(0.2));
   } else if (kind < 6) {
     const own = SHARED + HALVES + rng.below(Math.floor((SECTORS - SHARED - HALVES) / THREADS)) * THREADS + id;
-    put(2 * own, 2, false);
+    writer.put(2 * own, 2, false);
   } else if (kind < 7 && id < 2) {
-    put(2 * (SHARED + rng.below(HALVES)) + id, 1, false);
+    writer.put(2 * (SHARED + rng.below(HALVES)) + id, 1, false);
   } else if (kind < 9) {
     const first = rng.below(SECTORS);
-    const found = new Uint8Array(512 * Math.min(SECTORS - first, 1 + rng.below(200)));
-    target.read(first * 512, found);
-    const words = new Int32Array(found.buffer);
-    for (let at = 0; at < words.length; at++) {
-      const half = 2 * first + (at >> 6);
-      const word = words[at];
-      if (mine.has(half) ? word !== mine.get(half) : !(word >= 0 || word === -1 - (half >> 1))) {
-        throw new Error('sector ' + half / 2 + ' reads as ' + word + ', expected ' + mine.get(half));
-      }
-    }
+    writer.check(first, Math.min(SECTORS - first, 1 + rng.below(200)));
   } else {
-    const before = pending;
-    pending = new Map();
-    target.flush();
-    const done = Atomics.load(entries, 1);
-    for (const [half, value] of before) {
-      const row = 1 + 3 * noteWords[0]++;
-      noteWords.set([done, half, value], row);
-    }
+    writer.flush();
   }
 }
 `,
-  ['test/device/shared-disk.ts'],
+  ['test/device/shared-disk.ts', 'test/targets/versions.ts'],
 );
 
 function partsOf(image: Uint8Array, base: Uint8Array): Devices {
@@ -125,7 +76,7 @@ function partsOf(image: Uint8Array, base: Uint8Array): Devices {
 
 /** A new stack on an image that it is made on, with 0xee wherever no data was written. */
 async function made() {
-  const base = baseContent();
+  const base = originContent(SECTORS);
   const image = new Uint8Array(DISK_BYTES).fill(0xee, 0, DATA_BYTES);
   const rig = await makeRig(cow, ARGS, partsOf(image, base), {});
   const buffers = sharedDiskBuffers(image, { most: 100_000, traceBytes: 256 << 20 });
@@ -148,34 +99,12 @@ it('P1, P2, P3: writers, readers and flushes', async () => {
   await Promise.all(notes.map((buffer, id) => start(workerData(shared, id, 700, buffer))));
   const disk = traced(shared.image, shared.buffers as SharedDiskBuffers);
   expect(disk.operations).toBeGreaterThan(1000);
-  const promised = notes
-    .flatMap((buffer) => {
-      const words = new Int32Array(buffer);
-      return Array.from({ length: words[0]! }, (_, row) => [...words.subarray(1 + 3 * row, 4 + 3 * row)]);
-    })
-    .sort((a, b) => a[0]! - b[0]!);
-  expect(promised.length).toBeGreaterThan(1000);
+  const promised = new Promised(notes, { sectors: SECTORS, shared: SHARED, zeroes: false });
+  expect(promised.count).toBeGreaterThan(1000);
   const rng = new Prng(1);
-  /** The least version of each half sector; -1: it may be the base's. */
-  const least = new Int32Array(2 * SECTORS).fill(-1);
-  let next = 0;
   for (let cut = 0; cut < disk.operations; cut += 1 + rng.below(5)) {
-    for (; next < promised.length && promised[next]![0]! <= cut; next++) {
-      const [, half, version] = promised[next]!;
-      least[half!] = Math.max(least[half!]!, version!);
-    }
     const { target } = await makeRig(cow, ARGS, partsOf(disk.imageAt(cut, rng), shared.base), {});
-    const words = new Int32Array(contentOf(target).buffer);
-    for (let at = 0; at < words.length; at++) {
-      const half = at >> 6;
-      const word = words[at]!;
-      const isBase = word === -1 - (half >> 1) && least[half]! < 0;
-      const isNew = word >= 0 && (half < 2 * SHARED || word >> 4 >= least[half]!);
-      if (!isBase && !isNew)
-        expect.fail(
-          `cut ${cut} of ${disk.operations}: sector ${half / 2} is ${word}, version ${least[half]} at least`,
-        );
-    }
+    promised.expectKept(contentOf(target), cut);
   }
 });
 

@@ -15,42 +15,16 @@ import { Prng } from '../../../src/device/prng.js';
 import { DmError } from '../../../src/errors.js';
 import { encodeSuperblock } from '../../../src/formats/csum.js';
 import { csum } from '../../../src/targets/csum/index.js';
-import { codeOf, expectSameBytes, makeRig, underSeed } from '../harness.js';
+import { codeOf, expectSameBytes, Guarded, makeRig, underSeed } from '../harness.js';
 import { Images } from './images.js';
 import type { CsumRig } from './rig.js';
-
-/** Throws as a MemoryDevice does, and remembers. */
-class Guarded extends MemoryDevice {
-  outside: unknown;
-
-  override read(offset: number, into: Uint8Array): void {
-    this.guard(() => super.read(offset, into));
-  }
-
-  override write(offset: number, from: Uint8Array): void {
-    this.guard(() => super.write(offset, from));
-  }
-
-  override writeZeroes(offset: number, length: number): void {
-    this.guard(() => super.writeZeroes(offset, length));
-  }
-
-  private guard(operation: () => void): void {
-    try {
-      operation();
-    } catch (error) {
-      this.outside = error;
-      throw error;
-    }
-  }
-}
 
 const outcomes = { refused: 0, read: 0, wrote: 0, flushed: 0, failedRead: 0, failedWrite: 0 };
 
 /** hostile-P1, hostile-P2. */
 async function live(images: readonly Uint8Array[], args: string, rng: Prng, length?: number): Promise<void> {
   const before = images.map((image) => image.slice());
-  const devices = images.map((image) => new Guarded(image));
+  const devices = images.map((image) => new Guarded(new MemoryDevice(image)));
   const byName = Object.fromEntries(devices.map((device, index) => [['data', 'imd'][index]!, device]));
   let rig: CsumRig;
   try {
