@@ -76,9 +76,9 @@ export function useThreads(
   return (workerData) => threads.start(workerData);
 }
 
-/** Waits until it `holds`; fails after 20 seconds. */
+/** Waits until it `holds`; fails after 60 seconds. */
 export async function until(what: string, holds: () => boolean): Promise<void> {
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 60_000;
   while (!holds()) {
     if (Date.now() > deadline) throw new Error(`waited in vain until ${what}`);
     await pause(1);

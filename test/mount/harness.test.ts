@@ -3,8 +3,11 @@ import { expect, test } from 'vitest';
 import { isAlive } from '../../mount/cli/umount.js';
 import { Lab, until } from './harness.js';
 
+/** Long enough that the daemon serves before it is stopped. */
+const LIMIT_SECONDS = 12;
+
 test('a lab that hangs is aborted, tells what its threads do, and leaves nothing', async () => {
-  const lab = await Lab.open(2);
+  const lab = await Lab.open(LIMIT_SECONDS);
   const { pid, path, create } = await lab.mount();
   await lab.sh('truncate -s 1M disk.img');
   await create('x', `linear ${lab.path('disk.img')} 0 1 no_passthrough`);
@@ -12,7 +15,7 @@ test('a lab that hangs is aborted, tells what its threads do, and leaves nothing
   process.kill(pid, 'SIGSTOP');
   const stuck = lab.start('dd', [`if=${loop}`, 'of=/dev/null', 'iflag=direct']);
   await expect(lab.overLimit).rejects.toThrow(
-    /over its limit of 2 seconds[\s\S]*thread \d+ .*stopped[\s\S]*fuse\.dmfuse/,
+    /over its limit of 12 seconds[\s\S]*thread \d+ .*stopped[\s\S]*fuse\.dmfuse/,
   );
   expect(await stuck.ended).toMatchObject({ code: 1, stderr: expect.stringContaining('Input/output error') });
   expect(await lab.close()).toContain(`the daemon ${pid} did not end`);

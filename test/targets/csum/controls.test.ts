@@ -221,12 +221,12 @@ describe.each(LAYOUTS)('%s', (layout) => {
     const rig = await images.attach({ groups: 3, slots: 100 });
     const stop = rig.target.commitRegularly();
     const began = performance.now();
-    for (let round = 0; round < 4; round++) {
-      rig.target.write(0, filled(round + 1, 60));
+    for (let round = 0; round < 24; round++) {
+      rig.target.write(0, filled((round % 4) + 1, 60));
       await until('it is committed', () => rig.target.statusArgs() === 'errors:0 pending:0');
     }
     // Not once a second.
-    expect(performance.now() - began).toBeLessThan(3000);
+    expect(performance.now() - began).toBeLessThan(15_000);
     stop();
   });
 
