@@ -54,8 +54,7 @@ const NEAR_BYTES = 128 << 10;
 /** What the lives have come across: lives that never meet a thing test nothing. */
 const met = {
   ...(Object.fromEntries(PHASES.map((phase) => [phase, 0])) as Record<Phase, number>),
-  to1Unanswered: 0,
-  to2Unanswered: 0,
+  unanswered: 0,
   checkpointsUnderLoad: 0,
   commitsUnderLoad: 0,
   commitsAtRest: 0,
@@ -383,7 +382,7 @@ class Life {
     else while (echo.isRunning && (magicOf(this.image) === 'BOW') === (state === 2)) await setImmediate();
     await this.mount.killDaemon();
     if ((await echo.ended).code === 0) change.answered = monotonic();
-    else met[`to${state}Unanswered`]++;
+    else met.unanswered++;
     return change;
   }
 
