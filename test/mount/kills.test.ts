@@ -54,7 +54,7 @@ const NEAR_BYTES = 128 << 10;
 /** What the lives have come across: lives that never meet a thing test nothing. */
 const met = {
   ...(Object.fromEntries(PHASES.map((phase) => [phase, 0])) as Record<Phase, number>),
-  unanswered: 0,
+  to2Unanswered: 0,
   checkpointsUnderLoad: 0,
   commitsUnderLoad: 0,
   commitsAtRest: 0,
@@ -64,6 +64,7 @@ const met = {
 };
 /** By chance one may be missing: the moment decides. */
 const outcomes = {
+  to1Unanswered: 0,
   to1Log: 0,
   to1NoLog: 0,
   to2Log: 0,
@@ -382,7 +383,8 @@ class Life {
     else while (echo.isRunning && (magicOf(this.image) === 'BOW') === (state === 2)) await setImmediate();
     await this.mount.killDaemon();
     if ((await echo.ended).code === 0) change.answered = monotonic();
-    else met.unanswered++;
+    else if (state === 2) met.to2Unanswered++;
+    else outcomes.to1Unanswered++;
     return change;
   }
 

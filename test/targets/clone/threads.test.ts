@@ -135,7 +135,7 @@ it.each([1, 2, 3])('P1, P2, P3, P4: writers, readers, flushes and hydration, run
   expect(new Int32Array(shared.counts)[0], 'P4: hydrated').toBe(1);
 
   const disk = traced(image, shared.buffers);
-  expect(disk.operations).toBeGreaterThan(100);
+  expect(disk.operations).toBeGreaterThan(1000);
   const promised = new Promised(notes, { sectors: SECTORS, shared: SHARED, zeroes: true });
   expect(promised.count).toBeGreaterThan(1000);
   const rng = new Prng(seed);
@@ -148,8 +148,7 @@ it.each([1, 2, 3])('P1, P2, P3, P4: writers, readers, flushes and hydration, run
     const { target } = await makeRig(clone, ARGS, parts, {});
     promised.expectKept(contentOf(target), cut);
   }
-  // How far hydration was behind is the machine's affair.
-  expect(seen.some).toBeGreaterThan(0);
+  expect(seen.some).toBeGreaterThan(50);
 });
 
 it('marks-I1: a flush waits for who has set bits and not marked them yet', async () => {

@@ -110,6 +110,16 @@ function expectContents(devices: Devices, expected: Contents, where: string): vo
   }
 }
 
+/** How many of these sectors of a member lie in holes of its data, as `withHoles` has them: all bytes of each. */
+function sectorsInHoles(held: readonly number[], data: Uint8Array, offset: number, grain: number): number {
+  const isHole = (at: number) => data.subarray(at, at + grain).every((byte) => byte === 0);
+  return held.filter((sector) => {
+    const from = (offset + sector) * 512;
+    for (let at = from - (from % grain); at < from + 512; at += grain) if (!isHole(at)) return false;
+    return true;
+  }).length;
+}
+
 /** Kills whoever makes change or flush number `at` of these devices, before it is made. What they have done stays. */
 function killedAt(devices: Devices, at: number): Devices {
   let left = at;
@@ -150,7 +160,9 @@ describe('mergeTop', () => {
         const rng = new Prng(seed);
         const { devices: memory, content } = await someStack(layers, sectors, rng);
         const before = contentsOf(memory);
-        const held = bitsOf(before[`bm${layers}`]!, sectors).length;
+        const held = bitsOf(before[`bm${layers}`]!, sectors);
+        const inHoles =
+          grain === 0 ? 0 : sectorsInHoles(held, before[`data${layers}`]!, offsetOf(layers), grain);
         const devices: Devices = { ...memory };
         const { data } = below(layers);
         if (grain > 0) devices[`data${layers}`] = withHoles(memory[`data${layers}`]!, grain);
@@ -160,10 +172,9 @@ describe('mergeTop', () => {
         const merged = await merge(layers, sectors, devices, {
           onProgress: (progress) => void reports.push(progress),
         });
-        expect(merged.sectors).toBe(held);
-        holes += merged.holeSectors;
-        if (grain === 0) expect(merged.holeSectors).toBe(0);
-        expect(reports.at(-1)).toEqual({ bytes: held * 512, bytesTotal: held * 512 });
+        expect(merged).toEqual({ sectors: held.length, holeSectors: inHoles });
+        holes += inHoles;
+        expect(reports.at(-1)).toEqual({ bytes: held.length * 512, bytesTotal: held.length * 512 });
         expect(reports.map(({ bytes }) => bytes)).toEqual(
           reports.map(({ bytes }) => bytes).sort((a, b) => a - b),
         );
@@ -185,7 +196,6 @@ describe('mergeTop', () => {
       }),
       { numRuns: 90 },
     );
-    // How many there are varies more than tenfold with the seeds.
     expect(holes).toBeGreaterThan(0);
   });
 

@@ -98,7 +98,7 @@ it('P1, P2, P3: writers, readers and flushes', async () => {
   const notes = Array.from({ length: THREADS }, () => new SharedArrayBuffer(4 << 20));
   await Promise.all(notes.map((buffer, id) => start(workerData(shared, id, 700, buffer))));
   const disk = traced(shared.image, shared.buffers as SharedDiskBuffers);
-  expect(disk.operations).toBeGreaterThan(100);
+  expect(disk.operations).toBeGreaterThan(1000);
   const promised = new Promised(notes, { sectors: SECTORS, shared: SHARED, zeroes: false });
   expect(promised.count).toBeGreaterThan(1000);
   const rng = new Prng(1);

@@ -222,7 +222,7 @@ describe.each(LAYOUTS)('%s', (layout) => {
     const stop = rig.target.commitRegularly();
     const began = performance.now();
     for (let round = 0; round < 24; round++) {
-      rig.target.write(0, filled((round % 4) + 1, 60));
+      rig.target.write(0, filled(round + 1, 60));
       await until('it is committed', () => rig.target.statusArgs() === 'errors:0 pending:0');
     }
     // Not once a second.
