@@ -80,7 +80,7 @@ export interface Target extends BlockDevice {
  * A control file of MNT/NAME. `read` gives the text, `write` takes it (without the last newline); `bytes` is the content of a
  * binary one, read at any offset as it is then.
  */
-export interface ControlFile<T extends Target = Target> {
+export interface ControlFile<T = Target> {
   readonly name: string;
   read?(target: T): string;
   bytes?(target: T): Uint8Array;
