@@ -6,15 +6,14 @@ import { closeSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { type Access, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
 import { DmError } from '../src/errors.js';
-import type { Backing, Target } from '../src/targets/target.js';
+import type { Backing, FileBacking, Target } from '../src/targets/target.js';
 
 interface Claim {
   /** What is claimed: a file by its inode, a block device by its number, a target by its id. */
   readonly what: string;
   readonly owner: number;
   readonly access: Access;
-  /** To close with the claim. */
-  readonly fd: number | undefined;
+  readonly backing: Backing;
 }
 
 /** What a `@NAME` leads to. */
@@ -37,9 +36,9 @@ export class Backings {
 
   /** Opens and claims a `<dev>` for target `owner`. Errors as CreateContext.openBacking. */
   async open(device: string, access: Access, owner: number): Promise<Backing> {
-    return device.startsWith('@')
-      ? await this.openTarget(device, access, owner)
-      : await this.openPath(device, access, owner);
+    if (device.startsWith('@')) return await this.openTarget(device, access, owner);
+    if (device.startsWith('/')) return await this.openFile(device, access, owner);
+    throw new DmError('EINVAL', `${device}: a device is an absolute path or @NAME`);
   }
 
   /** Gives back all claims of a target and closes its files. */
@@ -48,13 +47,23 @@ export class Backings {
       const claim = this.claims[i]!;
       if (claim.owner !== owner) continue;
       this.claims.splice(i, 1);
-      if (claim.fd !== undefined) closeSync(claim.fd);
+      if (claim.backing.kind === 'file') closeSync(claim.backing.fd);
     }
+  }
+
+  /** All that target `owner` has, in the order in which they were opened. */
+  of(owner: number): Backing[] {
+    return this.claims.filter((claim) => claim.owner === owner).map(({ backing }) => backing);
   }
 
   /** The target that has target `id` for a backing, if there is one. */
   userOf(id: number): { owner: number; access: Access } | undefined {
-    return this.claims.find(({ what }) => what === targetKey(id));
+    return this.usersOf(id)[0];
+  }
+
+  /** All that have. */
+  usersOf(id: number): readonly { owner: number; access: Access }[] {
+    return this.claims.filter(({ what }) => what === targetKey(id));
   }
 
   private async openTarget(device: string, access: Access, owner: number): Promise<Backing> {
@@ -64,21 +73,28 @@ export class Backings {
       throw new DmError('EBUSY', `${device}: its device file is open; close it first`);
     }
     this.refuseConflict(device, targetKey(named.id), access);
-    this.claims.push({ what: targetKey(named.id), owner, access, fd: undefined });
-    return { kind: 'target', id: named.id, path: device, size: named.target.size };
+    return this.claim(targetKey(named.id), owner, access, {
+      kind: 'target',
+      id: named.id,
+      path: device,
+      size: named.target.size,
+    });
   }
 
-  private async openPath(path: string, access: Access, owner: number): Promise<Backing> {
-    if (!path.startsWith('/')) {
-      throw new DmError('EINVAL', `${path}: a device is an absolute path or @NAME`);
-    }
+  /** The same, for a path alone. */
+  async openFile(path: string, access: Access, owner: number): Promise<FileBacking> {
+    if (!path.startsWith('/')) throw new DmError('EINVAL', `${path}: not an absolute path`);
     const found = await statBacking(path);
     if (found.dev === (await this.mountDevice())) throw selfAccess(path);
     await this.refuseOwnLoop(path, found.isBlockDevice() ? found.rdev : found.dev);
     this.refuseConflict(path, inodeKey(found), access);
     const file = await openBackingFile(path, found, access);
-    this.claims.push({ what: inodeKey(found), owner, access, fd: file.fd });
-    return { kind: 'file', ...file };
+    return this.claim(inodeKey(found), owner, access, { kind: 'file', ...file });
+  }
+
+  private claim<B extends Backing>(what: string, owner: number, access: Access, backing: B): B {
+    this.claims.push({ what, owner, access, backing });
+    return backing;
   }
 
   private refuseConflict(device: string, what: string, access: Access): void {

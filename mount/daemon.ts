@@ -11,10 +11,13 @@ import { closeBacking, connect, openBacking, unmount } from './fuse/connection.j
 import { MainRequests } from './fuse/main-requests.js';
 import { Attendance } from './lanes/attendance.js';
 import { LanePool } from './lanes/pool.js';
-import type { FromLane } from './lanes/protocol.js';
+import type { FromLane, ToLane } from './lanes/protocol.js';
 import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
 import { Registry } from './registry.js';
+import { SavedFilters } from './saved-filters.js';
+import { MountedSnapshots } from './snapshots.js';
 import { Passthrough } from './tree/passthrough.js';
+import { targetsFolder } from './tree/targets-folder.js';
 import { deviceNode, Tree } from './tree/tree.js';
 import { VERSION } from './version.js';
 
@@ -25,6 +28,8 @@ export interface DaemonOptions {
   readonly allowOther: boolean;
   readonly debug: boolean;
   readonly create: readonly { readonly name: string; readonly table: string }[];
+  /** An absolute path to a directory, which may be missing: where the state of filters outlives the mount. */
+  readonly stateDir: string | undefined;
   /** A line for whoever runs the daemon. */
   readonly log: (line: string) => void;
 }
@@ -46,25 +51,39 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const ended = new Promise<number>((resolve) => {
     end = resolve;
   });
-  const registry = new Registry({
+  const passthrough = new Passthrough(
+    connection.passthrough
+      ? {
+          open: (fd) => openBacking(connection.fd, fd),
+          close: (backingId) => closeBacking(connection.fd, backingId),
+        }
+      : undefined,
+  );
+  const announce = (message: ToLane) => pool.announce(message);
+  const raise = (id: number, line: string) =>
+    (registry.byId(id)?.events ?? snapshots.eventsOf(id))?.raise(line);
+  const registry: Registry = new Registry({
     mountPoint,
     mountDevice,
     lanes: options.lanes,
     deviceNode,
-    announce: (message) => pool.announce(message),
+    announce,
     attend: (device, target) => attendance.attend(device, target),
     dismiss: (id) => attendance.dismiss(id),
+    attendFilter: (id, filter) => attendance.setFilter(id, filter),
+    settle: async (nodes) => {
+      await Promise.all([pool.settle(nodes), attendance.settle()]);
+    },
+    isInSnapshot: (id) => snapshots.holds(id),
+    isPassedThrough: (id) => passthrough.isOpen(id),
+    raise,
+    savedFilters: options.stateDir === undefined ? undefined : new SavedFilters(options.stateDir),
   });
+  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes: options.lanes, announce });
+  const rootFolder = targetsFolder({ registry, passthrough, snapshots });
   const tree = new Tree({
-    registry,
-    passthrough: new Passthrough(
-      connection.passthrough
-        ? {
-            open: (fd) => openBacking(connection.fd, fd),
-            close: (backingId) => closeBacking(connection.fd, backingId),
-          }
-        : undefined,
-    ),
+    root: rootFolder,
+    folderById: (id) => rootFolder.byId(id) ?? snapshots.folderById(id),
     uid: process.getuid!(),
     gid: process.getgid!(),
     allowOther: options.allowOther,
@@ -75,7 +94,6 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     for (const failure of failures) log(`flush failed: ${failure}`);
     return failures.length > 0 ? 1 : 0;
   };
-  const raise = (id: number, line: string) => registry.byId(id)?.events.raise(line);
   const attendance = new Attendance({
     onEvent: raise,
     onFailure: (error) => fail('an attendant', error),
@@ -100,6 +118,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   process.on('uncaughtException', (error) => fail('the main thread', error));
   takeSignals(mountPoint, log, () => {
     registry.closeEvents();
+    snapshots.closeEvents();
     report(registry.flushAll());
   });
 

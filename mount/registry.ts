@@ -6,14 +6,17 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, errnoOf, messageOf } from '../src/errors.js';
-import { parseTableLine } from '../src/table.js';
+import type { Filter, FilterType } from '../src/filters/filter.js';
+import { filterType, filterTypes } from '../src/filters/index.js';
+import { parseTableLine, splitWords } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
-import type { Target, TargetType } from '../src/targets/target.js';
+import type { FileBacking, Target, TargetType } from '../src/targets/target.js';
 import { SECTOR_BYTES } from '../src/units.js';
 import { Backings } from './backings.js';
-import type { DeviceDescription, ToLane } from './lanes/protocol.js';
+import type { FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
-import { openDevice, openTarget } from './open-target.js';
+import { type Output, Outputs } from './outputs.js';
+import { Identity, ripeIdentity, type SavedFilters } from './saved-filters.js';
 import { EventLog } from './tree/events.js';
 
 /** A target that is at work. */
@@ -21,9 +24,22 @@ export interface LiveTarget {
   readonly type: TargetType;
   /** Main's own view. */
   readonly target: Target;
+  /** The same with its filter before it. */
+  readonly output: Output;
   readonly stats: SharedArrayBuffer;
   /** Its number among all that were loaded: what it stands on has a lower one. */
   readonly loaded: number;
+  filter: LiveFilter | undefined;
+}
+
+/** A filter that is attached. */
+export interface LiveFilter {
+  readonly type: FilterType;
+  readonly descriptor: unknown;
+  /** Main's own view. */
+  readonly view: Filter;
+  /** What owns its backings. */
+  readonly owner: number;
 }
 
 export interface Slot {
@@ -31,8 +47,8 @@ export interface Slot {
   readonly name: string;
   readonly events: EventLog;
   live: LiveTarget | undefined;
-  /** Its table is being loaded or removed. */
-  loading: boolean;
+  /** Its table is being loaded or removed, or its filter attached or detached. */
+  changing: boolean;
   /** Why the last table was refused. */
   failure: string | undefined;
   /** Opens of `device`. */
@@ -48,8 +64,20 @@ export interface RegistryOptions {
   /** Tells every lane, before it returns. */
   readonly announce: (message: ToLane) => void;
   /** Has a target's work in the background done, and ends that: when this resolves, nothing of it goes on. */
-  readonly attend: (device: DeviceDescription, target: Target) => void;
+  readonly attend: (device: TargetDescription, target: Target) => void;
   readonly dismiss: (id: number) => Promise<void>;
+  /** Tells the attendants too of a filter. */
+  readonly attendFilter: (id: number, filter: FilterDescription | undefined) => void;
+  /** Resolves when every thread knows what it was told and is done with requests for `nodes` that began before. */
+  readonly settle: (nodes: ReadonlySet<number>) => Promise<void>;
+  /** True while the blksnap tracker of target `id` is in a snapshot. */
+  readonly isInSnapshot: (id: number) => boolean;
+  /** Puts a line in the events of a slot or a snapshot. */
+  readonly raise: (id: number, line: string) => void;
+  /** Undefined: what filters know ends with the mount. */
+  readonly savedFilters: SavedFilters | undefined;
+  /** True while the kernel does I/O of target `id` itself. */
+  readonly isPassedThrough: (id: number) => boolean;
 }
 
 const NAME_BYTES_MAX = 128;
@@ -61,11 +89,13 @@ export class Registry {
   private readonly slots = new Map<string, Slot>();
   private readonly slotsById = new Map<number, Slot>();
   private readonly backings: Backings;
+  private readonly outputs: Outputs;
   private lastId = 0;
   private lastLoaded = 0;
-  private lastLoad: Promise<void> = Promise.resolve();
+  private lastChange: Promise<void> = Promise.resolve();
 
   constructor(private readonly options: RegistryOptions) {
+    this.outputs = new Outputs(options.raise);
     this.backings = new Backings(options.mountPoint, options.mountDevice, async (name) => {
       await this.releasesOf(name);
       const slot = this.slots.get(name);
@@ -85,6 +115,11 @@ export class Registry {
     return [...this.slots.values()];
   }
 
+  /** A number that nothing in this mount has: slots, snapshots, images and owners of backings share them. */
+  newId(): number {
+    return ++this.lastId;
+  }
+
   /** mkdir. Throws EEXIST, EINVAL. */
   add(name: string): Slot {
     if (this.slots.has(name)) throw new DmError('EEXIST', `${name}: exists`);
@@ -99,11 +134,11 @@ export class Registry {
       );
     }
     const slot: Slot = {
-      id: ++this.lastId,
+      id: this.newId(),
       name,
       events: new EventLog(),
       live: undefined,
-      loading: false,
+      changing: false,
       failure: undefined,
       opens: 0,
     };
@@ -114,22 +149,50 @@ export class Registry {
 
   /** Makes a slot's target from a table line. Throws what is wrong and keeps the sentence in `failure`. */
   async load(slot: Slot, line: string): Promise<void> {
-    if (slot.live || slot.loading) {
+    if (slot.live || slot.changing) {
       throw new DmError('EBUSY', `${slot.name} has a table: rmdir it to make it anew`);
     }
-    slot.loading = true;
-    const load = this.lastLoad.then(() => this.loadNow(slot, line));
-    this.lastLoad = load.catch(() => {});
     try {
-      await load;
+      await this.change(slot, () => this.loadNow(slot, line));
       slot.failure = undefined;
     } catch (error) {
       slot.failure = messageOf(error);
       this.backings.release(slot.id);
       throw error;
-    } finally {
-      slot.loading = false;
     }
+  }
+
+  /**
+   * Attaches the filter of a line `NAME ARGS`, or detaches it: `none`. When this resolves, no request is under way that has not met
+   * the filter, or that has. Throws EALREADY, EBUSY, ENOENT, and what the filter's type throws.
+   */
+  async setFilter(slot: Slot, line: string): Promise<void> {
+    const [name = '', ...args] = splitWords(line);
+    if (slot.changing) throw new DmError('EBUSY', `${slot.name}: its table or filter is being changed`);
+    if (name !== 'none') await this.change(slot, () => this.attachFilter(slot, filterType(name), args));
+    else if (args.length > 0) throw new DmError('EINVAL', `filter: found \`${args[0]}\` after none`);
+    else await this.change(slot, () => this.detachFilter(slot));
+  }
+
+  /** Another descriptor for the filter that is attached, in force on each thread from its next request on. */
+  replaceFilter(slot: Slot, descriptor: unknown): void {
+    const { filter } = this.requireLive(slot);
+    if (!filter) throw new DmError('ENOENT', `${slot.name}: no filter is attached`);
+    this.installFilter(slot, filter.type, descriptor, filter.owner);
+  }
+
+  /**
+   * Resolves when every request for one of these targets, for one that stands on one, or for one of the other nodes, has been served
+   * that began before.
+   */
+  async settle(ids: Iterable<number>, otherNodes: Iterable<number> = []): Promise<void> {
+    const pending = [...ids];
+    const nodes = new Set(otherNodes);
+    for (let id = pending.pop(); id !== undefined; id = pending.pop()) {
+      nodes.add(this.options.deviceNode(id));
+      pending.push(...this.backings.usersOf(id).map(({ owner }) => owner));
+    }
+    await this.options.settle(nodes);
   }
 
   /**
@@ -140,14 +203,17 @@ export class Registry {
     await this.releasesOf(name);
     const slot = this.slots.get(name);
     if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    if (slot.loading) throw new DmError('EBUSY', `${slot.name}: its table is being loaded or removed`);
+    if (slot.changing) throw new DmError('EBUSY', `${slot.name}: its table is being loaded or removed`);
     if (slot.opens > 0) throw new DmError('EBUSY', `${slot.name}: its device file is open`);
     const user = this.backings.userOf(slot.id);
     if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
+    this.refuseInSnapshot(slot);
     const { live } = slot;
+    let isFlushed = true;
     try {
-      live?.target.flush();
+      live?.output.flush();
     } catch (error) {
+      isFlushed = false;
       if (!this.cannotFlush(slot)) {
         const reason = JSON.stringify(messageOf(error));
         slot.events.raise(`remove_refused errno=${errnoOf(error)} reason=${reason}`);
@@ -157,16 +223,31 @@ export class Registry {
     if (live) {
       // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
       slot.live = undefined;
-      slot.loading = true;
+      slot.changing = true;
       await this.options.dismiss(slot.id);
       close(live);
+      if (isFlushed) {
+        await this.saveFilter(slot, live).catch((error) => slot.events.raise(notSaved(error)));
+      }
+      if (live.filter) this.backings.release(live.filter.owner);
     }
     this.options.announce({ kind: 'remove', id: slot.id });
+    this.outputs.remove(slot.id);
     this.backings.release(slot.id);
     this.slots.delete(slot.name);
     this.slotsById.delete(slot.id);
     slot.events.close();
     return slot;
+  }
+
+  /** Opens and claims a file or block device for `owner`, for writing. Errors as CreateContext.openBacking. */
+  async openFile(path: string, owner: number): Promise<FileBacking> {
+    return await this.backings.openFile(path, 'write', owner);
+  }
+
+  /** Closes all that `owner` has. */
+  releaseFiles(owner: number): void {
+    this.backings.release(owner);
   }
 
   /** Ends the event streams: their readers would keep the mount busy for ever. */
@@ -183,20 +264,28 @@ export class Registry {
   async close(): Promise<string[]> {
     const slots = this.all().filter(({ live }) => live);
     await Promise.all(slots.map(({ id }) => this.options.dismiss(id)));
-    const failures = this.flushAll();
+    const failures = this.flushFailures();
     // Those that stand on others first.
     for (const { live } of slots.sort((a, b) => b.live!.loaded - a.live!.loaded)) close(live!);
-    return failures;
+    for (const slot of slots) {
+      if (failures.has(slot)) continue;
+      await this.saveFilter(slot, slot.live!).catch((error) => failures.set(slot, notSaved(error)));
+    }
+    return textsOf(failures);
   }
 
   /** Makes every completed write of every target durable: the errors of those that could not. */
   flushAll(): string[] {
-    const failures: string[] = [];
+    return textsOf(this.flushFailures());
+  }
+
+  private flushFailures(): Map<Slot, string> {
+    const failures = new Map<Slot, string>();
     for (const slot of this.slots.values()) {
       try {
-        slot.live?.target.flush();
+        slot.live?.output.flush();
       } catch (error) {
-        failures.push(`${slot.name}: ${messageOf(error)}`);
+        failures.set(slot, messageOf(error));
       }
     }
     return failures;
@@ -223,36 +312,177 @@ export class Registry {
     }
   }
 
+  /** Runs one change of a slot after the other: a claim on a backing is decided before the next one asks. */
+  private async change(slot: Slot, work: () => Promise<void>): Promise<void> {
+    slot.changing = true;
+    const change = this.lastChange.then(work);
+    this.lastChange = change.catch(() => {});
+    try {
+      await change;
+    } finally {
+      slot.changing = false;
+    }
+  }
+
   private async loadNow(slot: Slot, line: string): Promise<void> {
     const table = parseTableLine(line);
     const type = targetType(table.type);
-    const targetById = (id: number) => this.slotsById.get(id)?.live?.target;
-    const raise = (event: string) => slot.events.raise(event);
+    const identity = new Identity();
     const descriptor = await type.create(table.args, {
       length: table.length,
-      device: (backing) => openDevice(backing, targetById),
-      openBacking: (device, access) => this.backings.open(device, access, slot.id),
-      raise,
+      device: this.outputs.device,
+      openBacking: async (device, access) => {
+        const backing = await this.backings.open(device, access, slot.id);
+        // Now: `create` may write to it.
+        identity.add(backing);
+        return backing;
+      },
+      raise: (event: string) => slot.events.raise(event),
     });
-    const device: DeviceDescription = {
+    const device: TargetDescription = {
+      kind: 'target',
       id: slot.id,
       node: this.options.deviceNode(slot.id),
       typeName: type.name,
       descriptor,
       stats: createStats(this.options.lanes),
     };
-    const target = openTarget(device, targetById, raise);
-    slot.live = { type, target, stats: device.stats, loaded: ++this.lastLoaded };
+    const output = this.outputs.addTarget(device);
+    const { target } = output;
+    const live = { type, target, output, stats: device.stats, loaded: ++this.lastLoaded, filter: undefined };
+    const saved = await this.takeSavedFilter(slot, live, identity);
+    // From here on in one go: nobody opens the device before its filter is there.
+    slot.live = live;
     this.options.announce({ kind: 'add', device });
     this.options.attend(device, target);
+    if (saved) this.installFilter(slot, saved.type, saved.descriptor, this.newId());
+  }
+
+  /** The filter that was attached when the mount ended in good order; with its state, where the device is as it was then. */
+  private async takeSavedFilter(slot: Slot, live: LiveTarget, identity: Identity) {
+    const { savedFilters } = this.options;
+    for (const type of savedFilters ? filterTypes() : []) {
+      if (!type.restore) continue;
+      const { size } = live.target;
+      try {
+        const bytes = await savedFilters!.take(slot.name, type.name);
+        if (!bytes) continue;
+        const text = identity.text(tableLine(live));
+        if (text === undefined) throw new DmError('EINVAL', NOT_KNOWN);
+        return { type, descriptor: type.restore(bytes, { identity: text, size }) };
+      } catch (error) {
+        slot.events.raise(`tracking_restarted reason=${JSON.stringify(messageOf(error))}`);
+        const openBacking = () => Promise.reject(new DmError('EINVAL', `${type.name} takes no device`));
+        return {
+          type,
+          descriptor: await type.attach([], { size, device: this.outputs.device, openBacking }),
+        };
+      }
+    }
+    return undefined;
+  }
+
+  /** After the last change of a device, while its backings are still open. */
+  private async saveFilter(slot: Slot, live: LiveTarget): Promise<void> {
+    const { savedFilters } = this.options;
+    const { filter } = live;
+    if (!savedFilters || !filter?.type.save) return;
+    const identity = await ripeIdentity(() => {
+      const found = new Identity();
+      for (const backing of this.backings.of(slot.id)) found.add(backing);
+      return found;
+    });
+    const text = identity.text(tableLine(live)) ?? '';
+    await savedFilters.save(slot.name, filter.type.name, filter.type.save(filter.descriptor, text));
+  }
+
+  private async attachFilter(slot: Slot, type: FilterType, args: readonly string[]): Promise<void> {
+    const { filter, target } = this.requireLive(slot);
+    if (filter?.type === type)
+      throw new DmError('EALREADY', `${slot.name}: ${type.name} is attached already`);
+    if (filter) {
+      const remedy = `\`echo none > ${slot.name}/filter\` detaches it`;
+      throw new DmError('EBUSY', `${slot.name}: filter ${filter.type.name} is attached; ${remedy}`);
+    }
+    if (this.options.isPassedThrough(slot.id)) {
+      throw new DmError(
+        'EBUSY',
+        `${slot.name}: its device was opened for passthrough, so the kernel does I/O that no filter would see: close it and ` +
+          'attach the filter first, or make the target with no_passthrough',
+      );
+    }
+    const owner = this.newId();
+    try {
+      const descriptor = await type.attach(args, {
+        size: target.size,
+        device: this.outputs.device,
+        openBacking: (device, access) => this.backings.openFile(device, access, owner),
+      });
+      this.installFilter(slot, type, descriptor, owner);
+    } catch (error) {
+      this.backings.release(owner);
+      throw error;
+    }
+    await this.settle([slot.id]);
+  }
+
+  private async detachFilter(slot: Slot): Promise<void> {
+    const live = this.requireLive(slot);
+    const { filter } = live;
+    if (!filter) throw new DmError('ENOENT', `${slot.name}: no filter is attached`);
+    this.refuseInSnapshot(slot);
+    live.filter = undefined;
+    this.tellFilter(slot.id, undefined);
+    await this.settle([slot.id]);
+    try {
+      filter.view.close?.();
+    } finally {
+      this.backings.release(filter.owner);
+    }
+  }
+
+  private installFilter(slot: Slot, type: FilterType, descriptor: unknown, owner: number): void {
+    const view = this.tellFilter(slot.id, { typeName: type.name, descriptor })!;
+    this.requireLive(slot).filter = { type, descriptor, view, owner };
+  }
+
+  /** Every thread, this one at once; returns its own view. */
+  private tellFilter(id: number, filter: FilterDescription | undefined): Filter | undefined {
+    const view = this.outputs.setFilter(id, filter);
+    this.options.announce({ kind: 'filter', id, filter });
+    this.options.attendFilter(id, filter);
+    return view;
+  }
+
+  private requireLive(slot: Slot): LiveTarget {
+    if (slot.live) return slot.live;
+    throw new DmError('ENODEV', `${slot.name}: no table is loaded`);
+  }
+
+  private refuseInSnapshot({ id, name }: Slot): void {
+    if (!this.options.isInSnapshot(id)) return;
+    throw new DmError('EBUSY', `${name}: in a snapshot; destroy that first (rmdir snapshots/…)`);
   }
 }
 
-function close({ target }: LiveTarget): void {
-  try {
-    target.close?.();
-  } catch {
-    // The next start has more to do, and does it.
+const NOT_KNOWN = 'a block device, or another target, that it stands on may have changed meanwhile unseen';
+
+function textsOf(failures: ReadonlyMap<Slot, string>): string[] {
+  return [...failures].map(([{ name }, text]) => `${name}: ${text}`);
+}
+
+function notSaved(error: unknown): string {
+  return `tracking_not_saved reason=${JSON.stringify(messageOf(error))}`;
+}
+
+/** No request will come any more. */
+function close({ target, filter }: LiveTarget): void {
+  for (const part of [filter?.view, target]) {
+    try {
+      part?.close?.();
+    } catch {
+      // The next start has more to do, and does it.
+    }
   }
 }
 

@@ -5,6 +5,7 @@
  * may hold blanks (dm_split_args in the kernel's drivers/md/dm-table.c).
  */
 import { DmError } from './errors.js';
+import { SECTOR_BYTES } from './units.js';
 
 export interface TableLine {
   /** Sectors; undefined where the line leaves it to the target. */
@@ -51,6 +52,33 @@ export function parseCount(word: string, what: string): number {
 }
 
 /**
+ * Lines of `SECTOR COUNT`, as byte ranges inside a device of `size` bytes. All are checked before the first is returned: EINVAL
+ * for one that is empty, outside the device or no such line, and for no line at all.
+ */
+export function parseSectorRanges(
+  text: string,
+  size: number,
+  what: string,
+): { offset: number; length: number }[] {
+  const lines = text.split('\n').filter((line) => line.trim() !== '');
+  if (lines.length === 0) throw new DmError('EINVAL', `${what}: expected \`SECTOR COUNT\``);
+  return lines.map((line) => {
+    const words = line.trim().split(/\s+/);
+    if (words.length !== 2)
+      throw new DmError('EINVAL', `${what}: expected \`SECTOR COUNT\`, found \`${line}\``);
+    const offset = parseCount(words[0]!, `${what}: SECTOR`) * SECTOR_BYTES;
+    const length = parseCount(words[1]!, `${what}: COUNT`) * SECTOR_BYTES;
+    if (length === 0 || offset + length > size) {
+      throw new DmError(
+        'EINVAL',
+        `${what}: \`${line}\` is outside the device's ${size / SECTOR_BYTES} sectors or empty`,
+      );
+    }
+    return { offset, length };
+  });
+}
+
+/**
  * Takes an optional `<#args> arg…` group from the front of `args`: its arguments, and what follows it. Throws EINVAL
  * when the count is not a number or promises more than there is.
  */
@@ -63,7 +91,8 @@ export function takeGroup(args: readonly string[], what: string): { group: strin
   return { group: args.slice(1, 1 + count), rest: args.slice(1 + count) };
 }
 
-function splitWords(line: string): string[] {
+/** The words of a line; a backslash takes the next character as it is. */
+export function splitWords(line: string): string[] {
   // A lone backslash at the end quotes nothing and stays.
   const words = line.match(/(?:\\[\s\S]|[^\s\\]|\\$)+/g) ?? [];
   return words.map((word) => word.replace(/\\([\s\S])/g, '$1'));

@@ -38,6 +38,16 @@ function program(): Command {
     .option('-f, --foreground', 'stay in the foreground', false)
     .option('--allow-other', 'let other users into the mount (files stay yours until you chmod them)', false)
     .option('--lanes <N>', `threads that serve I/O, 1 to ${LANES_MAX}`, parseLanes, LANES_DEFAULT)
+    .option(
+      '--state-dir <DIR>',
+      'where the change maps of blksnap outlive a clean unmount; without it a mount begins new ones',
+    )
+    .option(
+      '--param <NAME=VALUE>',
+      'a parameter of blksnap, as in MNT/snapshots/params; can be repeated',
+      collect,
+      [],
+    )
     .option('--debug', 'print a line for each request; needs --foreground', false)
     .action(async (mountPoint, options) => (await import('./mount.js')).mount(mountPoint, options));
 

@@ -1,8 +1,10 @@
 /** `dmfuse mount`: in the foreground the daemon itself; else it starts one and waits until its mount answers. */
 import { fork, spawn } from 'node:child_process';
 import { realpathSync, statSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
+import { params } from '../../src/filters/blksnap/params.js';
 import { findMount } from './find-mount.js';
 import { EXIT_FAILED } from './output.js';
 
@@ -12,6 +14,8 @@ export interface MountCommandOptions {
   readonly allowOther: boolean;
   readonly lanes: number;
   readonly debug: boolean;
+  readonly stateDir?: string;
+  readonly param: readonly string[];
 }
 
 /** What the daemon in the background says to the command that started it. */
@@ -31,11 +35,13 @@ async function serve(
   const { exitNow, startDaemon } = await import('../daemon.js');
   let ended: Promise<number>;
   try {
+    for (const setting of options.param) setParameter(setting);
     ended = (
       await startDaemon({
         ...options,
         mountPoint: checkMountPoint(argument),
         create: options.create.map(parseCreate),
+        stateDir: options.stateDir === undefined ? undefined : resolve(options.stateDir),
         log,
       })
     ).ended;
@@ -70,6 +76,19 @@ function parseCreate(argument: string): { name: string; table: string } {
   const [, name, table] = /^\s*(\S+)\s+(.+)$/s.exec(argument) ?? [];
   if (name !== undefined && table !== undefined) return { name, table };
   throw new DmError('EINVAL', `--create '${argument}': expected 'NAME TABLE', e.g. 'sys bow /img/disk.img'`);
+}
+
+/** `NAME=VALUE`. */
+function setParameter(setting: string): void {
+  const [, name, value] = /^([^=]*)=(.*)$/s.exec(setting) ?? [];
+  const known = params.names.find((candidate) => candidate === name);
+  if (known === undefined || value === undefined) {
+    throw new DmError(
+      'EINVAL',
+      `--param ${setting}: expected NAME=VALUE, where NAME is ${params.names.join(', ')}`,
+    );
+  }
+  params.set(known, value);
 }
 
 async function startInBackground(): Promise<void> {

@@ -118,6 +118,8 @@ export class MainRequests {
       case Opcode.STATFS:
         return statfsOut(tree.granularity(node));
       case Opcode.FSYNC:
+        tree.sync(request.bodyU64(0));
+        return EMPTY;
       case Opcode.DESTROY:
         return EMPTY;
       case Opcode.IOCTL:

@@ -3,31 +3,29 @@
  * for it. Main tells it of targets as it tells the lanes.
  */
 import { parentPort, workerData } from 'node:worker_threads';
-import type { Target } from '../../src/targets/target.js';
-import { openTarget } from '../open-target.js';
-import type { AttendantData, FromAttendant, ToLane } from './protocol.js';
+import { Outputs } from '../outputs.js';
+import type { AttendantData, FromAttendant, ToAttendant } from './protocol.js';
 import { markIoFlusher } from './reclaim.js';
 
-interface Attended {
-  readonly target: Target;
-  readonly dismiss: () => void;
-}
-
 const { duty } = workerData as AttendantData;
-const attended = new Map<number, Attended>();
+const outputs = new Outputs((id, line) => send({ kind: 'event', id, line }));
+/** What ends the work of a target. */
+const dismissals = new Map<number, () => void>();
 
 markIoFlusher();
-parentPort!.on('message', (message: ToLane) => {
-  if (message.kind === 'add') {
-    const { id } = message.device;
-    const raise = (line: string) => send({ kind: 'event', id, line });
-    const target = openTarget(message.device, (other) => attended.get(other)?.target, raise);
-    attended.set(id, { target, dismiss: target[duty]?.() ?? (() => {}) });
+parentPort!.on('message', (message: ToAttendant) => {
+  const { kind } = message;
+  if (kind === 'add') {
+    const dismiss = outputs.addTarget(message.device).target[duty]?.();
+    if (dismiss) dismissals.set(message.device.id, dismiss);
+  } else if (kind === 'filter') {
+    outputs.setFilter(message.id, message.filter);
   } else {
-    attended.get(message.id)?.dismiss();
-    attended.delete(message.id);
-    send({ kind: 'dismissed', id: message.id });
+    dismissals.get(message.id)?.();
+    dismissals.delete(message.id);
+    outputs.remove(message.id);
   }
+  send({ kind: 'heard' });
 });
 
 function send(message: FromAttendant): void {

@@ -22,8 +22,16 @@ const LOOK_MS = 100;
 const CALLS = 0;
 const RESTING = 1;
 const ENDED = 2;
-/** A word for each lane: odd while it serves. */
-const PROGRESS = 3;
+/** Two words for each lane: PROGRESS, odd while it serves, and the NODE that it serves. */
+const LANES = 3;
+const LANE_WORDS = 2;
+
+/** Where a lane is in its work. */
+export interface Whereabouts {
+  /** Odd while it serves; another number with each request. */
+  readonly progress: number;
+  readonly node: number;
+}
 
 export class Crew {
   /** How slow the last requests were: SLOW_WEIGHT up for each slow one, 1 down for each quick one. */
@@ -33,7 +41,7 @@ export class Crew {
 
   /** 32-bit words of shared memory for so many lanes. */
   static words(lanes: number): number {
-    return PROGRESS + lanes;
+    return LANES + LANE_WORDS * lanes;
   }
 
   /** The lanes from number `regulars` on are the spare ones. */
@@ -43,6 +51,14 @@ export class Crew {
     private readonly regulars: number,
   ) {
     this.seen = new Int32Array(regulars);
+  }
+
+  /** Where lane number `lane` is, for any thread. */
+  static whereabouts(words: Int32Array, lane: number): Whereabouts {
+    const own = LANES + LANE_WORDS * lane;
+    // Progress first: a node read later belongs to this request or to one after it.
+    const progress = Atomics.load(words, own);
+    return { progress, node: Atomics.load(words, own + 1) };
   }
 
   /** Before a lane asks for a request: a spare one rests here while it is not needed. */
@@ -61,15 +77,20 @@ export class Crew {
     Atomics.sub(words, RESTING, 1);
   }
 
-  /** A request begins. */
-  begin(): void {
+  /**
+   * A request for `node` begins. Before the lane looks whether anything has changed: who changes something and then looks at
+   * the lanes either sees this one at work, or it sees the change.
+   */
+  begin(node: number): void {
     this.began = performance.now();
-    Atomics.add(this.words, PROGRESS + this.lane, 1);
+    const own = LANES + LANE_WORDS * this.lane;
+    Atomics.store(this.words, own + 1, node);
+    Atomics.add(this.words, own, 1);
   }
 
   /** It is done. */
   end(): void {
-    Atomics.add(this.words, PROGRESS + this.lane, 1);
+    Atomics.add(this.words, LANES + LANE_WORDS * this.lane, 1);
     const slow = performance.now() - this.began > SLOW_MS;
     this.heat = slow ? Math.min(STAY, this.heat + SLOW_WEIGHT) : Math.max(0, this.heat - 1);
     if (this.heat >= CALL_AT && slow) this.call();
@@ -93,7 +114,7 @@ export class Crew {
   private areStuck(): boolean {
     let stuck = true;
     for (let lane = 0; lane < this.regulars; lane++) {
-      const progress = Atomics.load(this.words, PROGRESS + lane);
+      const progress = Atomics.load(this.words, LANES + LANE_WORDS * lane);
       // Odd: between begin and end.
       if (progress % 2 === 0 || progress !== this.seen[lane]) stuck = false;
       this.seen[lane] = progress;

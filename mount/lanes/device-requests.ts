@@ -4,7 +4,6 @@
  */
 import { type BlockDevice, extentOf } from '../../src/device/block-device.js';
 import { DmError } from '../../src/errors.js';
-import type { Target } from '../../src/targets/target.js';
 import { Opcode } from '../fuse/opcodes.js';
 import {
   FALLOC_KEEP_SIZE,
@@ -17,6 +16,7 @@ import {
   SEEK_HOLE,
   WRITE_IN_BYTES,
 } from '../fuse/wire.js';
+import type { Output } from '../outputs.js';
 import type { LaneStats } from './stats.js';
 
 // <fcntl.h>; O_SYNC contains this bit.
@@ -25,7 +25,7 @@ const O_DSYNC = 0o10000;
 /** A `device` file as a lane sees it. */
 export interface ServedDevice {
   readonly id: number;
-  readonly target: Target;
+  readonly output: Output;
   readonly stats: LaneStats;
 }
 
@@ -38,12 +38,12 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
       return serveWrite(device, request, body);
     case Opcode.FSYNC:
       device.stats.add('flushes', 1);
-      device.target.flush();
+      device.output.flush();
       return 0;
     case Opcode.FALLOCATE:
       return serveFallocate(device, request);
     case Opcode.LSEEK:
-      putU64(viewOf(body), 0, seek(device.target, request.bodyU64(8), request.bodyU32(16)));
+      putU64(viewOf(body), 0, seek(device.output, request.bodyU64(8), request.bodyU32(16)));
       return 8;
     default:
       throw new DmError('ENOSYS', `opcode ${request.opcode} is not for a device`);
@@ -51,29 +51,29 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
 }
 
 // struct fuse_read_in { u64 fh; u64 offset; u32 size; … }
-function serveRead({ target, stats }: ServedDevice, request: Request, body: Uint8Array): number {
+function serveRead({ output, stats }: ServedDevice, request: Request, body: Uint8Array): number {
   const offset = request.bodyU64(8);
-  const length = clampLength(target.size, offset, Math.min(request.bodyU32(16), MAX_IO_BYTES));
-  if (length > 0) target.read(offset, body.subarray(0, length));
+  const length = clampLength(output.size, offset, Math.min(request.bodyU32(16), MAX_IO_BYTES));
+  if (length > 0) output.read(offset, body.subarray(0, length));
   stats.add('reads', 1);
   stats.add('read_bytes', length);
   return length;
 }
 
 // struct fuse_write_in { u64 fh; u64 offset; u32 size; u32 write_flags; u64 lock_owner; u32 flags; u32 padding }
-function serveWrite({ target, stats }: ServedDevice, request: Request, body: Uint8Array): number {
+function serveWrite({ output, stats }: ServedDevice, request: Request, body: Uint8Array): number {
   const offset = request.bodyU64(8);
   const data = request.tail(WRITE_IN_BYTES);
   if (data.length !== request.bodyU32(16)) throw new DmError('EINVAL', 'WRITE: size and data differ');
-  const length = clampLength(target.size, offset, data.length);
+  const length = clampLength(output.size, offset, data.length);
   if (length === 0 && data.length > 0)
     throw new DmError('ENOSPC', `WRITE at ${offset}: the device ends before it`);
-  if (length > 0) target.write(offset, data.subarray(0, length));
+  if (length > 0) output.write(offset, data.subarray(0, length));
   stats.add('writes', 1);
   stats.add('written_bytes', length);
   if (request.bodyU32(32) & O_DSYNC) {
     stats.add('flushes', 1);
-    target.flush();
+    output.flush();
   }
   const view = viewOf(body);
   view.setUint32(0, length, true);
@@ -82,21 +82,21 @@ function serveWrite({ target, stats }: ServedDevice, request: Request, body: Uin
 }
 
 // struct fuse_fallocate_in { u64 fh; u64 offset; u64 length; u32 mode; u32 padding }
-function serveFallocate({ target, stats }: ServedDevice, request: Request): number {
+function serveFallocate({ output, stats }: ServedDevice, request: Request): number {
   const offset = request.bodyU64(8);
   const mode = request.bodyU32(24);
-  const length = clampLength(target.size, offset, request.bodyU64(16));
+  const length = clampLength(output.size, offset, request.bodyU64(16));
   // Past the end there is nothing to zero, and with KEEP_SIZE nothing to make.
   switch (mode) {
     case FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE:
-      if (length > 0) target.writeZeroes(offset, length, { unmap: true });
+      if (length > 0) output.writeZeroes(offset, length, { unmap: true });
       stats.add('discards', 1);
       stats.add('discarded_bytes', length);
       return 0;
     case FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE:
     case FALLOC_ZERO_RANGE:
       if (length < request.bodyU64(16)) throw new DmError('ENOSPC', 'ZERO_RANGE: the device ends before it');
-      target.writeZeroes(offset, length);
+      output.writeZeroes(offset, length);
       stats.add('zeroes', 1);
       stats.add('zeroed_bytes', length);
       return 0;

@@ -17,17 +17,23 @@ import {
   REQUEST_BUFFER_BYTES,
   Request,
 } from '../fuse/wire.js';
-import { openTarget } from '../open-target.js';
+import { Outputs } from '../outputs.js';
 import { Crew } from './crew.js';
 import { type ServedDevice, serveDevice } from './device-requests.js';
-import { type FromLane, type LaneData, REGISTRY_VERSION, type ToLane } from './protocol.js';
+import {
+  type DeviceDescription,
+  type FromLane,
+  type LaneData,
+  REGISTRY_VERSION,
+  type ToLane,
+} from './protocol.js';
 import { markIoFlusher } from './reclaim.js';
 import { LaneStats } from './stats.js';
 
 const { fuseFd, lane, control, crew: crewWords, regulars, port, debug } = workerData as LaneData;
 const controlWords = new Int32Array(control);
 const devicesByNode = new Map<number, ServedDevice>();
-const devicesById = new Map<number, ServedDevice>();
+const outputs = new Outputs(raiseAt);
 let registryVersion = 0;
 
 const crew = new Crew(new Int32Array(crewWords), lane, regulars);
@@ -58,7 +64,6 @@ function readRequest(): boolean {
 }
 
 function serve(): void {
-  if (Atomics.load(controlWords, REGISTRY_VERSION) !== registryVersion) drainRegistry();
   if (request.length < IN_HEADER_BYTES) return;
   const operation = operationOf(request.opcode);
   if (!operation) {
@@ -66,32 +71,36 @@ function serve(): void {
   } else if (request.length < IN_HEADER_BYTES + operation.structBytes) {
     answer(errnoOf({ code: 'EINVAL' }), 0);
   } else if (operation.served === 'data') {
-    const device = devicesByNode.get(request.node);
-    if (device) serveData(device, operation);
-    else handToMain();
+    if (!serveData(operation)) handToMain();
   } else if (operation.served === 'main') {
     handToMain();
   }
   if (debug) trace(operation);
 }
 
-function serveData(device: ServedDevice, operation: Operation): void {
-  let bytes: number;
-  crew.begin();
+/** False for what is no `device`. */
+function serveData(operation: Operation): boolean {
+  crew.begin(request.node);
+  let device: ServedDevice | undefined;
+  let errno = 0;
+  let bytes = 0;
   try {
+    if (Atomics.load(controlWords, REGISTRY_VERSION) !== registryVersion) drainRegistry();
+    device = devicesByNode.get(request.node);
+    if (!device) return false;
     // A flush waits for the disk, whatever came before.
     if (request.opcode === Opcode.FSYNC) crew.call();
     bytes = serveDevice(device, request, replyBody);
   } catch (error) {
+    if (!device) throw error;
     device.stats.add('errors', 1);
-    const errno = errnoOf(error);
+    errno = errnoOf(error);
     if (errno === errnoOf({ code: 'EIO' })) raiseFailure(device, operation, error);
-    answer(errno, 0);
-    return;
   } finally {
     crew.end();
   }
-  answer(0, bytes);
+  answer(errno, bytes);
+  return true;
 }
 
 /** EIO means that something is broken: a line in the target's events, for the errno alone tells nobody what. */
@@ -127,23 +136,27 @@ function drainRegistry(): void {
   registryVersion = Atomics.load(controlWords, REGISTRY_VERSION);
   for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) {
     const message = next.message as ToLane;
-    if (message.kind === 'add') {
-      const { id, node, stats } = message.device;
-      const target = openTarget(message.device, (other) => devicesById.get(other)?.target, raiseFor(id));
-      const device = { id, target, stats: new LaneStats(stats, lane) };
-      devicesByNode.set(node, device);
-      devicesById.set(id, device);
-    } else {
-      for (const [node, device] of devicesByNode) {
-        if (device.id === message.id) devicesByNode.delete(node);
-      }
-      devicesById.delete(message.id);
-    }
+    if (message.kind === 'add') add(message.device);
+    else if (message.kind === 'filter') outputs.setFilter(message.id, message.filter);
+    else remove(message.id);
   }
 }
 
-function raiseFor(id: number): (line: string) => void {
-  return (line) => send({ kind: 'event', id, line });
+function add(description: DeviceDescription): void {
+  const { id, node, stats, kind } = description;
+  const output = kind === 'target' ? outputs.addTarget(description) : outputs.openImage(description);
+  devicesByNode.set(node, { id, output, stats: new LaneStats(stats, lane) });
+}
+
+function remove(id: number): void {
+  for (const [node, device] of devicesByNode) {
+    if (device.id === id) devicesByNode.delete(node);
+  }
+  outputs.remove(id);
+}
+
+function raiseAt(id: number, line: string): void {
+  send({ kind: 'event', id, line });
 }
 
 function send(message: FromLane, transfer?: ArrayBuffer): void {

@@ -3,29 +3,51 @@
  *
  * Main → lane: the devices there are. A lane sits in read(2) and not in its event loop, so main posts the change to
  * every lane's port first and then raises the version word; each lane compares that word once per request and drains
- * its port when it differs. Main answers the user after that, so no request for a new device can come before it.
+ * its port when it differs. Main answers the user after that, so no request for a new device can come before it. A lane that was inside a
+ * request at that moment serves it to its end in the old state: main waits for it where that matters (LanePool.settle).
  *
  * Lane → main: requests that are not for the data path, events of targets, lines of --debug.
  */
 import type { MessagePort } from 'node:worker_threads';
+import type { ImageDescriptor } from '../../src/filters/blksnap/image.js';
 
 /** Words of the control buffer that main shares with all lanes. */
 export const REGISTRY_VERSION = 0;
 export const CONTROL_WORDS = 1;
 
-/** A live target as it crosses to the lanes. */
-export interface DeviceDescription {
+/** What has a `device` file, as it crosses to the lanes: a live target, or the image of a snapshot. */
+export type DeviceDescription = TargetDescription | ImageDescription;
+
+interface Served {
   readonly id: number;
   /** Node id of its `device` file. */
   readonly node: number;
+  readonly stats: SharedArrayBuffer;
+}
+
+export interface TargetDescription extends Served {
+  readonly kind: 'target';
   readonly typeName: string;
   readonly descriptor: unknown;
-  readonly stats: SharedArrayBuffer;
+}
+
+export interface ImageDescription extends Served {
+  readonly kind: 'image';
+  /** The target that it is an image of. */
+  readonly originId: number;
+  readonly descriptor: ImageDescriptor;
+}
+
+export interface FilterDescription {
+  readonly typeName: string;
+  readonly descriptor: unknown;
 }
 
 export type ToLane =
   | { readonly kind: 'add'; readonly device: DeviceDescription }
-  | { readonly kind: 'remove'; readonly id: number };
+  | { readonly kind: 'remove'; readonly id: number }
+  /** Attaches a filter to a target, replaces its descriptor, or detaches it. */
+  | { readonly kind: 'filter'; readonly id: number; readonly filter: FilterDescription | undefined };
 
 export type FromLane =
   | { readonly kind: 'request'; readonly bytes: Uint8Array }
@@ -39,10 +61,16 @@ export interface AttendantData {
   readonly duty: Duty;
 }
 
-/** What an attendant, which hears the same as the lanes, says. */
+/** Attendants hear of targets as the lanes do; nobody stands on an image. */
+export type ToAttendant =
+  | Exclude<ToLane, { readonly kind: 'add' }>
+  | { readonly kind: 'add'; readonly device: TargetDescription };
+
+/** What an attendant says. */
 export type FromAttendant =
   | { readonly kind: 'event'; readonly id: number; readonly line: string }
-  | { readonly kind: 'dismissed'; readonly id: number };
+  /** It has acted on the next of what main has told it. */
+  | { readonly kind: 'heard' };
 
 export interface LaneData {
   readonly fuseFd: number;

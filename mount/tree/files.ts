@@ -1,51 +1,74 @@
 /**
- * The files of a target's directory, as one table: the common ones here, then what the target's type declares. This is
- * the one place where a declaration becomes a file with a mode.
+ * The files of a target's directory, as one table: the common ones here, then what the target's type declares, then
+ * those of filters. This is the one place where a declaration becomes a file.
  */
+import { fstatSync, ftruncateSync } from 'node:fs';
 import { DmError } from '../../src/errors.js';
-import { parseCount } from '../../src/table.js';
+import { blksnap } from '../../src/filters/blksnap/tracker.js';
+import type { Filter } from '../../src/filters/filter.js';
+import { filterTypes } from '../../src/filters/index.js';
+import { parseSectorRanges } from '../../src/table.js';
 import type { ControlFile } from '../../src/targets/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { STAT_NAMES, sumStats } from '../lanes/stats.js';
 import { type LiveTarget, type Registry, type Slot, statusLine, tableLine } from '../registry.js';
+import type { MountedSnapshots } from '../snapshots.js';
+import { eventsFile, type OutputFile, type TextFile, type TreeFile, textFile } from './folder.js';
+import type { Passthrough } from './passthrough.js';
 
-export interface TreeFile {
-  readonly name: string;
-  /** Permission bits for the owner alone. */
-  readonly permissions: number;
-  readonly kind: 'device' | 'events' | 'text';
-  /** There before the slot has a target. */
-  readonly always?: boolean;
-  read?(slot: Slot): string;
-  /** Instead of `read`: the content of a binary file. */
-  bytes?(slot: Slot): Uint8Array;
-  write?(slot: Slot, text: string): void | Promise<void>;
+export interface FilesContext {
+  readonly registry: Registry;
+  readonly passthrough: Passthrough;
+  readonly snapshots: MountedSnapshots;
 }
 
-/** All files of a slot, those that wait for a target included. The first is the device. */
-export function filesOf(slot: Slot, registry: Registry): TreeFile[] {
+/** All files of a slot, those that wait for a target or a filter included. The first is the device. */
+export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesContext): TreeFile[] {
+  const isLive = slot.live !== undefined;
   const common: TreeFile[] = [
-    { name: 'device', kind: 'device', permissions: 0o600 },
-    textFile({
-      name: 'table',
-      always: true,
-      read: (s) => (s.live ? `${tableLine(s.live)}\n` : ''),
-      write: (s, text) => registry.load(s, text),
+    {
+      name: 'device',
+      permissions: 0o600,
+      isShown: isLive,
+      device: new TargetOutput(slot, registry, passthrough),
+    },
+    textFile('table', {
+      read: () => (slot.live ? `${tableLine(slot.live)}\n` : ''),
+      write: (text) => registry.load(slot, text),
     }),
-    textFile({ name: 'status', always: true, read: (s) => `${statusLine(s)}\n` }),
-    textFile({ name: 'size', read: (s) => `${live(s).target.size / SECTOR_BYTES}\n` }),
-    textFile({ name: 'stats', read: (s) => statsText(live(s)) }),
-    { name: 'events', kind: 'events', permissions: 0o400, always: true },
-    textFile({
-      name: 'discard',
-      write: (s, text) => {
-        if (registry.claimOn(s)) throw new DmError('EBUSY', `${s.name}: another target stands on it`);
-        discard(live(s), text);
+    textFile('status', { read: () => `${statusLine(slot)}\n` }),
+    textFile('size', { read: () => `${live(slot).target.size / SECTOR_BYTES}\n` }, isLive),
+    textFile('stats', { read: () => statsText(live(slot)) }, isLive),
+    eventsFile(slot.events),
+    textFile(
+      'discard',
+      {
+        write: (text) => {
+          if (registry.claimOn(slot)) throw new DmError('EBUSY', `${slot.name}: another target stands on it`);
+          discard(live(slot), text);
+        },
       },
-    }),
-    textFile({ name: 'filter', read: () => 'none\n', write: (_s, text) => setFilter(text) }),
+      isLive,
+    ),
+    textFile(
+      'filter',
+      { read: () => `${filterLine(live(slot))}\n`, write: (text) => registry.setFilter(slot, text) },
+      isLive,
+    ),
   ];
-  return [...common, ...(slot.live?.type.files ?? []).map(targetFile)];
+  const ofTarget = (slot.live?.type.files ?? []).map((file) => controlFile(file, () => live(slot).target));
+  const ofFilters = filterTypes().flatMap((type) =>
+    type.files.map((file) =>
+      controlFile(file, () => attached(slot, type.name), slot.live?.filter?.type === type),
+    ),
+  );
+  const isTracked = slot.live?.filter?.type.name === blksnap.name;
+  const snapshot = textFile(
+    'snapshot',
+    { read: () => snapshots.textFor(slot.id), write: (text) => snapshots.join(text.trim(), slot.name) },
+    isTracked,
+  );
+  return [...common, snapshot, ...ofFilters, ...ofTarget];
 }
 
 /** What a user sees when he opens the daemon's own file: who serves this mount. */
@@ -53,21 +76,14 @@ export function daemonText(version: string): string {
   return `pid ${process.pid}\nversion ${version}\n`;
 }
 
-function textFile(file: Omit<TreeFile, 'kind' | 'permissions'>): TreeFile {
-  return {
-    ...file,
-    kind: 'text',
-    permissions: (file.read || file.bytes ? 0o400 : 0) | (file.write ? 0o200 : 0),
+/** A declared file, which works on what `subject` returns or throws the reason why there is none. */
+function controlFile<T>({ name, read, bytes, write }: ControlFile<T>, subject: () => T, isShown = true) {
+  const text: TextFile = {
+    ...(read ? { read: () => read(subject()) } : {}),
+    ...(bytes ? { bytes: () => bytes(subject()) } : {}),
+    ...(write ? { write: (line: string) => write(subject(), line) } : {}),
   };
-}
-
-function targetFile({ name, read, bytes, write }: ControlFile): TreeFile {
-  return textFile({
-    name,
-    ...(read ? { read: (slot: Slot) => read(live(slot).target) } : {}),
-    ...(bytes ? { bytes: (slot: Slot) => bytes(live(slot).target) } : {}),
-    ...(write ? { write: (slot: Slot, text: string) => write(live(slot).target, text) } : {}),
-  });
+  return textFile(name, text, isShown);
 }
 
 function live(slot: Slot): LiveTarget {
@@ -75,33 +91,82 @@ function live(slot: Slot): LiveTarget {
   throw new DmError('ENODEV', `${slot.name}: no table is loaded`);
 }
 
+function attached(slot: Slot, name: string): Filter {
+  const { filter } = live(slot);
+  if (filter?.type.name === name) return filter.view;
+  throw new DmError('ENOENT', `${slot.name}: filter ${name} is not attached`);
+}
+
+function filterLine({ filter }: LiveTarget): string {
+  return filter ? `${filter.type.name} ${filter.view.args()}`.trimEnd() : 'none';
+}
+
 function statsText({ stats }: LiveTarget): string {
   const sums = sumStats(stats);
   return STAT_NAMES.map((name) => `${name} ${sums[name]}\n`).join('');
 }
 
-/** Lines of `SECTOR COUNT`. All are checked before the first is done. */
-function discard({ target }: LiveTarget, text: string): void {
-  const lines = text.split('\n').filter((line) => line.trim() !== '');
-  const trims = lines.map((line) => {
-    const words = line.trim().split(/\s+/);
-    if (words.length !== 2)
-      throw new DmError('EINVAL', `discard: expected \`SECTOR COUNT\`, found \`${line}\``);
-    const offset = parseCount(words[0]!, 'discard: SECTOR') * SECTOR_BYTES;
-    const length = parseCount(words[1]!, 'discard: COUNT') * SECTOR_BYTES;
-    if (length === 0 || offset + length > target.size) {
-      throw new DmError(
-        'EINVAL',
-        `discard: \`${line}\` is outside the device's ${target.size / SECTOR_BYTES} sectors or empty`,
-      );
-    }
-    return { offset, length };
-  });
-  if (trims.length === 0) throw new DmError('EINVAL', 'discard: expected `SECTOR COUNT`');
-  for (const { offset, length } of trims) target.discard(offset, length);
+function discard({ output }: LiveTarget, text: string): void {
+  for (const { offset, length } of parseSectorRanges(text, output.size, 'discard')) {
+    output.discard(offset, length);
+  }
 }
 
-function setFilter(text: string): void {
-  if (text.trim() === 'none') return;
-  throw new DmError('EINVAL', `there is no filter \`${text.trim()}\`: this version has none`);
+/** The `device` of a target. */
+class TargetOutput implements OutputFile {
+  constructor(
+    private readonly slot: Slot,
+    private readonly registry: Registry,
+    private readonly passthrough: Passthrough,
+  ) {}
+
+  get size(): number {
+    return this.slot.live?.target.size ?? 0;
+  }
+
+  get trimGranularity(): number {
+    return live(this.slot).target.trimGranularity;
+  }
+
+  open(writable: boolean): number | undefined {
+    const { slot } = this;
+    const { target, filter } = live(slot);
+    const claim = this.registry.claimOn(slot);
+    if (claim === 'write' || (claim === 'read' && writable)) {
+      throw new DmError('EBUSY', `${slot.name}: another target stands on it`);
+    }
+    // A filter sees every request, and one may be about to be attached.
+    const mayPass = filter === undefined && !slot.changing;
+    const backingId = mayPass ? this.passthrough.open(slot.id, target) : undefined;
+    slot.opens++;
+    return backingId;
+  }
+
+  flush(): void {
+    this.cutOverrun();
+  }
+
+  release(wasPassedThrough: boolean): void {
+    const { slot } = this;
+    slot.opens--;
+    if (slot.opens === 0) this.passthrough.close(slot.id);
+    if (!wasPassedThrough) return;
+    try {
+      this.cutOverrun();
+    } catch {
+      // FLUSH has told the writer, or nobody is left to tell.
+    }
+  }
+
+  /**
+   * With passthrough the kernel writes to the backing file itself, and past the device's end it makes the file longer.
+   * A device's size is fixed: what is too much goes, and whoever wrote it hears ENOSPC from close(2).
+   */
+  private cutOverrun(): void {
+    const { fd, size, path } = this.slot.live?.target.passthrough?.() ?? {};
+    if (fd === undefined || size === undefined || fstatSync(fd).size <= size) return;
+    ftruncateSync(fd, size);
+    this.slot.events.raise(`write_past_end size=${size}`);
+    throw new DmError('ENOSPC', `${path}: written past the device's end`);
+  }
 }

@@ -33,6 +33,11 @@ export class Passthrough {
     }
   }
 
+  /** Whether an open of slot `id`'s device is passed through, or one was that others have outlived. */
+  isOpen(id: number): boolean {
+    return this.backingIds.has(id);
+  }
+
   /** No open of slot `id`'s device is left, of whatever kind. */
   close(id: number): void {
     const backingId = this.backingIds.get(id);

@@ -1,24 +1,20 @@
 /**
  * The file tree, whatever transport shows it: nodes, their attributes, open handles, and what a read or write of a
- * control file means. Runs on the main thread; the data of `device` files does not come here but for transports
- * without lanes.
+ * control file means. Runs on the main thread; the data of `device` files does not come here.
  *
- *   node 1              the mount's root            node 2             .dmfuse, which tells who serves the mount
- *   node id × 256       the directory of slot id    node id × 256 + 1  its first file (`device`), and so on
- *
- * Ids of slots are never used again, so a node id always means the same thing or nothing.
+ *   node 1           the mount's root         node 2               .dmfuse, which tells who serves the mount
+ *   node id × 256    the folder with that id  node id × 256 + 1    its first file, and so on
  */
-import { constants as fsConstants, fstatSync, ftruncateSync } from 'node:fs';
+import { constants as fsConstants } from 'node:fs';
 import { DmError, errnoOf, messageOf } from '../../src/errors.js';
-import type { Registry, Slot } from '../registry.js';
-import type { EventCursor } from './events.js';
-import { daemonText, filesOf, type TreeFile } from './files.js';
-import type { Passthrough } from './passthrough.js';
+import type { EventCursor, EventLog } from './events.js';
+import { daemonText } from './files.js';
+import { type Folder, type TreeFile, textFile } from './folder.js';
 
 export const ROOT = 1;
 const DAEMON_NODE = 2;
 const DAEMON_NAME = '.dmfuse';
-const NODES_PER_SLOT = 256;
+const NODES_PER_FOLDER = 256;
 
 const {
   S_IFDIR,
@@ -28,9 +24,23 @@ const {
   O_NONBLOCK,
 } = fsConstants as typeof fsConstants & { O_ACCMODE?: number };
 
-/** The node id of a slot's `device` file. */
-export function deviceNode(slotId: number): number {
-  return slotId * NODES_PER_SLOT + 1;
+/** The node id of file number `place` of folder `id`. */
+export function fileNode(id: number, place: number): number {
+  return id * NODES_PER_FOLDER + 1 + place;
+}
+
+/** Whether a node is a file of folder `id`. */
+export function isFileOf(id: number, node: number): boolean {
+  return Math.floor(node / NODES_PER_FOLDER) === id && !isDirectory(node);
+}
+
+/** The node id of a target's `device` file. */
+export function deviceNode(id: number): number {
+  return fileNode(id, 0);
+}
+
+function folderNode(id: number): number {
+  return id * NODES_PER_FOLDER;
 }
 
 export interface NodeAttributes {
@@ -46,7 +56,7 @@ export interface NodeAttributes {
 
 export interface OpenResult {
   readonly handle: number;
-  readonly kind: TreeFile['kind'];
+  readonly kind: 'device' | 'events' | 'text';
   /** The kernel may do the I/O of this open itself. */
   readonly backingId: number | undefined;
 }
@@ -57,13 +67,11 @@ interface Owner {
   gid?: number;
 }
 
-interface FileNode {
-  readonly slot: Slot;
-  readonly file: TreeFile;
-}
-
 interface Handle {
-  readonly node: FileNode | 'daemon' | 'directory';
+  /** Undefined: a directory. */
+  readonly file: TreeFile | undefined;
+  /** Of the file's folder. */
+  readonly folderEvents: EventLog | undefined;
   readonly passedThrough: boolean;
   /** What a text file said when its reader was at the start. */
   text: Buffer | undefined;
@@ -80,8 +88,8 @@ export interface TreeEntry {
 }
 
 export interface TreeOptions {
-  readonly registry: Registry;
-  readonly passthrough: Passthrough;
+  readonly root: Pick<Folder, 'folders' | 'make' | 'remove'>;
+  readonly folderById: (id: number) => Folder | undefined;
   /** Of whoever mounts: he owns all files. */
   readonly uid: number;
   readonly gid: number;
@@ -93,21 +101,19 @@ export interface TreeOptions {
 export class Tree {
   private readonly handles = new Map<number, Handle>();
   private readonly owners = new Map<number, Owner>();
+  private readonly daemonFile: TreeFile;
   private lastHandle = 0;
   private readonly startTime = Date.now() / 1000;
 
-  constructor(private readonly options: TreeOptions) {}
+  constructor(private readonly options: TreeOptions) {
+    this.daemonFile = textFile(DAEMON_NAME, { read: () => daemonText(options.version) });
+  }
 
   /** The attributes of `name` in directory `parent`. Throws ENOENT. */
   lookup(parent: number, name: string): NodeAttributes {
-    if (parent === ROOT) {
-      if (name === DAEMON_NAME) return this.attributes(DAEMON_NODE);
-      const slot = this.options.registry.get(name);
-      if (slot) return this.attributes(slot.id * NODES_PER_SLOT);
-    } else {
-      const entry = this.entriesOf(this.slotOfDirectory(parent)).find((e) => e.name === name);
-      if (entry) return this.attributes(entry.node);
-    }
+    if (parent === ROOT && name === DAEMON_NAME) return this.attributes(DAEMON_NODE);
+    const entry = this.entriesOf(parent).find((candidate) => candidate.name === name);
+    if (entry) return this.attributes(entry.node);
     throw new DmError('ENOENT', `${name}: no such file`);
   }
 
@@ -118,14 +124,13 @@ export class Tree {
     let links = 1;
     let size = 0;
     let mode: number;
-    if (node === ROOT || (node !== DAEMON_NODE && node % NODES_PER_SLOT === 0)) {
-      links = node === ROOT ? 2 + this.options.registry.all().length : 2;
-      if (node !== ROOT) this.slotOfDirectory(node);
+    if (isDirectory(node)) {
+      links = 2 + this.directory(node).folders().length;
       mode = S_IFDIR | (owner.mode ?? (allowOther ? 0o755 : 0o700));
     } else {
-      const permissions = node === DAEMON_NODE ? 0o400 : this.fileOf(node).file.permissions;
-      mode = S_IFREG | (owner.mode ?? permissions);
-      if (node !== DAEMON_NODE) size = this.sizeOf(node);
+      const { file } = this.fileOf(node);
+      mode = S_IFREG | (owner.mode ?? file.permissions);
+      size = file.device?.size ?? (file.isShown ? (file.text?.bytes?.().length ?? 0) : 0);
     }
     return { node, size, mode, links, uid: owner.uid ?? uid, gid: owner.gid ?? gid, time: this.startTime };
   }
@@ -138,31 +143,29 @@ export class Tree {
     return this.attributes(node);
   }
 
-  /** The trim granularity of whatever lies at the node, bytes. */
+  /** The trim granularity of the device at the node, bytes; that of a page for anything else. */
   granularity(node: number): number {
-    const slot = this.options.registry.byId(Math.floor(node / NODES_PER_SLOT));
-    return slot?.live?.target.trimGranularity ?? 4096;
+    const device = isDirectory(node) ? undefined : this.fileOf(node).file.device;
+    return device?.trimGranularity ?? 4096;
   }
 
   makeDirectory(parent: number, name: string): NodeAttributes {
-    if (parent !== ROOT) throw new DmError('EPERM', 'targets are directories of the root alone');
-    return this.attributes(this.options.registry.add(name).id * NODES_PER_SLOT);
+    const folder = this.directory(parent);
+    if (!folder.make) throw new DmError('EPERM', 'directories are made in the root and in snapshots alone');
+    return this.attributes(folderNode(folder.make(name).id));
   }
 
   async removeDirectory(parent: number, name: string): Promise<void> {
-    if (parent !== ROOT) throw new DmError('ENOENT', `${name}: no such target`);
-    const slot = await this.options.registry.remove(name);
+    const folder = this.directory(parent);
+    if (!folder.remove) throw new DmError('EPERM', `${name}: goes with what it belongs to`);
+    const gone = await folder.remove(name);
     for (const node of this.owners.keys()) {
-      if (Math.floor(node / NODES_PER_SLOT) === slot.id) this.owners.delete(node);
+      if (gone.includes(Math.floor(node / NODES_PER_FOLDER))) this.owners.delete(node);
     }
   }
 
   openDirectory(node: number): number {
-    const entries =
-      node === ROOT
-        ? this.options.registry.all().map((s) => this.entry(s.name, s.id * NODES_PER_SLOT))
-        : this.entriesOf(this.slotOfDirectory(node));
-    return this.addHandle({ node: 'directory', entries });
+    return this.addHandle({ entries: this.entriesOf(node) });
   }
 
   /** The entries of an open directory, as they were when it was opened. */
@@ -172,51 +175,25 @@ export class Tree {
 
   /** `flags` as open(2). Throws EBUSY, ENODEV. */
   open(node: number, flags: number): OpenResult {
-    if (node === DAEMON_NODE) return this.opened({ node: 'daemon' }, 'text');
-    const { slot, file } = this.fileOf(node);
+    const { file, folder } = this.fileOf(node);
     const writable = (flags & O_ACCMODE) !== O_RDONLY;
-    if (file.kind !== 'device') return this.opened({ node: { slot, file } }, file.kind);
-
-    if (!slot.live) throw new DmError('ENODEV', `${slot.name}: no table is loaded`);
-    const claim = this.options.registry.claimOn(slot);
-    if (claim === 'write' || (claim === 'read' && writable)) {
-      throw new DmError('EBUSY', `${slot.name}: another target stands on it`);
-    }
-    const backingId = this.options.passthrough.open(slot.id, slot.live.target);
-    slot.opens++;
+    const backingId = file.device?.open(writable);
     const passedThrough = backingId !== undefined;
-    return this.opened({ node: { slot, file }, passedThrough }, 'device', backingId);
+    const handle = this.addHandle({ file, folderEvents: folder?.events, passedThrough });
+    return { handle, kind: file.device ? 'device' : file.events ? 'events' : 'text', backingId };
   }
 
   /** Each close(2): tells of what only the end of a write can tell. Throws ENOSPC. */
   flush(handle: number): void {
-    const { node, passedThrough } = this.handle(handle);
-    if (passedThrough) this.cutOverrun((node as FileNode).slot);
+    const { file, passedThrough } = this.handle(handle);
+    if (passedThrough) file?.device?.flush();
   }
 
   release(handle: number): void {
     const open = this.handles.get(handle);
     this.handles.delete(handle);
     open?.stopPolling?.();
-    if (!open || typeof open.node === 'string' || open.node.file.kind !== 'device') return;
-    const { slot } = open.node;
-    slot.opens--;
-    if (slot.opens === 0) this.options.passthrough.close(slot.id);
-    if (open.passedThrough) {
-      try {
-        this.cutOverrun(slot);
-      } catch {
-        // FLUSH has told the writer, or nobody is left to tell.
-      }
-    }
-  }
-
-  /** The device behind an open `device`, for transports without lanes. */
-  targetOf(handle: number) {
-    const { node } = this.handle(handle);
-    const live = typeof node === 'string' ? undefined : node.slot.live;
-    if (!live) throw new DmError('EBADF', 'not a device');
-    return live.target;
+    open?.file?.device?.release(open.passedThrough);
   }
 
   /** Reads a control file. `events` waits until there is one, EAGAIN if it may not, EINTR when `signal` aborts it. */
@@ -227,121 +204,79 @@ export class Tree {
     { nonBlocking, signal }: { nonBlocking: boolean; signal: AbortSignal },
   ): Buffer | Promise<Buffer> {
     const open = this.handle(handle);
-    if (typeof open.node !== 'string' && open.node.file.kind === 'events') {
-      return this.readEvents(open.node.slot, open.cursor, length, nonBlocking, signal);
-    }
-    const bytes = bytesOf(open.node);
+    const { device, events, text } = open.file ?? {};
+    if (events) return readEvents(events, open.cursor, length, nonBlocking, signal);
+    if (device) throw new DmError('EIO', 'the device is gone');
+    const bytes = text?.bytes?.();
     // A copy: they change while the reply is on its way.
     if (bytes) return Buffer.from(bytes.slice(offset, offset + length));
-    if (offset === 0 || open.text === undefined) open.text = Buffer.from(this.textOf(open.node));
+    if (!text?.read) throw new DmError('EBADF', 'not open for reading');
+    if (offset === 0 || open.text === undefined) open.text = Buffer.from(text.read());
     return open.text.subarray(offset, offset + length);
   }
 
-  /** One write(2) is one command; its offset means nothing. Why one was refused stands in the target's events. */
+  /** One write(2) is one command; its offset means nothing. Why one was refused stands in the folder's events. */
   async write(handle: number, data: Uint8Array): Promise<void> {
-    const { node } = this.handle(handle);
-    if (typeof node === 'string' || !node.file.write) throw new DmError('EBADF', 'not open for writing');
+    const { file, folderEvents } = this.handle(handle);
+    if (file?.device) throw new DmError('EIO', 'the device is gone');
+    if (!file?.text?.write) throw new DmError('EBADF', 'not open for writing');
     try {
-      await node.file.write(node.slot, Buffer.from(data).toString('utf8').replace(/\n$/, ''));
+      await file.text.write(Buffer.from(data).toString('utf8').replace(/\n$/, ''));
     } catch (error) {
       const reason = JSON.stringify(messageOf(error));
-      node.slot.events.raise(`refused file=${node.file.name} errno=${errnoOf(error)} reason=${reason}`);
+      folderEvents?.raise(`refused file=${file.name} errno=${errnoOf(error)} reason=${reason}`);
       throw error;
     }
+  }
+
+  /** fsync(2) of what no lane serves. Throws EIO for a device that is gone. */
+  sync(handle: number): void {
+    if (this.handle(handle).file?.device) throw new DmError('EIO', 'the device is gone');
   }
 
   /** True when a read of the handle would not wait. `wake` is called once as soon as that changes. */
   poll(handle: number, wake: (() => void) | undefined): boolean {
     const open = this.handle(handle);
-    if (typeof open.node === 'string' || open.node.file.kind !== 'events') return true;
-    const { events } = open.node.slot;
+    const events = open.file?.events;
+    if (!events) return true;
     const ready = events.hasNews(open.cursor);
     open.stopPolling?.();
     open.stopPolling = !ready && wake ? events.onNews(wake) : undefined;
     return ready;
   }
 
-  private readEvents(
-    slot: Slot,
-    cursor: EventCursor,
-    length: number,
-    nonBlocking: boolean,
-    signal: AbortSignal,
-  ): Buffer | Promise<Buffer> {
-    const { events } = slot;
-    if (events.hasNews(cursor)) return events.take(cursor, length);
-    if (nonBlocking) throw new DmError('EAGAIN', 'no event yet');
-    return new Promise((resolve, reject) => {
-      const stopWaiting = events.onNews(() => {
-        signal.removeEventListener('abort', interrupt);
-        resolve(this.readEvents(slot, cursor, length, nonBlocking, signal));
-      });
-      const interrupt = () => {
-        stopWaiting();
-        reject(new DmError('EINTR', 'interrupted'));
-      };
-      signal.addEventListener('abort', interrupt, { once: true });
-    });
+  private directory(node: number): Folder | TreeOptions['root'] {
+    if (node === ROOT) return this.options.root;
+    const folder = isDirectory(node) ? this.options.folderById(node / NODES_PER_FOLDER) : undefined;
+    if (!folder) throw new DmError('ENOENT', 'the directory is gone');
+    return folder;
   }
 
-  private textOf(node: Handle['node']): string {
-    if (node === 'daemon') return daemonText(this.options.version);
-    if (node === 'directory' || !node.file.read) throw new DmError('EBADF', 'not open for reading');
-    return node.file.read(node.slot);
+  private fileOf(node: number): { file: TreeFile; folder?: Folder } {
+    if (node === DAEMON_NODE) return { file: this.daemonFile };
+    const folder = this.options.folderById(Math.floor(node / NODES_PER_FOLDER));
+    const file = folder?.files()[(node % NODES_PER_FOLDER) - 1];
+    if (!folder || !file) throw new DmError('ENOENT', 'the file is gone');
+    return { file, folder };
   }
 
-  /**
-   * With passthrough the kernel writes to the backing file itself, and past the device's end it makes the file longer.
-   * A device's size is fixed: what is too much goes, and whoever wrote it hears ENOSPC from close(2).
-   */
-  private cutOverrun(slot: Slot): void {
-    const { fd, size, path } = slot.live?.target.passthrough?.() ?? {};
-    if (fd === undefined || size === undefined || fstatSync(fd).size <= size) return;
-    ftruncateSync(fd, size);
-    slot.events.raise(`write_past_end size=${size}`);
-    throw new DmError('ENOSPC', `${path}: written past the device's end`);
+  /** Of a directory: its folders, and its files that are shown. */
+  private entriesOf(node: number): TreeEntry[] {
+    const directory = this.directory(node);
+    const files = 'files' in directory ? directory.files() : [];
+    return [
+      ...directory.folders().map(({ name, id }) => ({ name, node: folderNode(id), mode: S_IFDIR })),
+      ...files.flatMap(({ name, isShown }, place) =>
+        isShown ? [{ name, node: node + 1 + place, mode: S_IFREG }] : [],
+      ),
+    ];
   }
 
-  private sizeOf(node: number): number {
-    const { slot, file } = this.fileOf(node);
-    if (file.kind === 'device') return slot.live?.target.size ?? 0;
-    return slot.live ? (file.bytes?.(slot).length ?? 0) : 0;
-  }
-
-  private slotOfDirectory(node: number): Slot {
-    const slot = node % NODES_PER_SLOT === 0 ? this.options.registry.byId(node / NODES_PER_SLOT) : undefined;
-    if (!slot) throw new DmError('ENOENT', 'the target is gone');
-    return slot;
-  }
-
-  private fileOf(node: number): FileNode {
-    const slot = this.options.registry.byId(Math.floor(node / NODES_PER_SLOT));
-    const file = slot && filesOf(slot, this.options.registry)[(node % NODES_PER_SLOT) - 1];
-    if (!slot || !file) throw new DmError('ENOENT', 'the target is gone');
-    return { slot, file };
-  }
-
-  private entriesOf(slot: Slot): TreeEntry[] {
-    return filesOf(slot, this.options.registry).flatMap((file, i) =>
-      slot.live || file.always ? [this.entry(file.name, slot.id * NODES_PER_SLOT + 1 + i)] : [],
-    );
-  }
-
-  private entry(name: string, node: number): TreeEntry {
-    return { name, node, mode: node % NODES_PER_SLOT === 0 ? S_IFDIR : S_IFREG };
-  }
-
-  private opened(
-    handle: Partial<Handle> & Pick<Handle, 'node'>,
-    kind: TreeFile['kind'],
-    backingId?: number,
-  ): OpenResult {
-    return { handle: this.addHandle(handle), kind, backingId };
-  }
-
-  private addHandle(handle: Partial<Handle> & Pick<Handle, 'node'>): number {
+  private addHandle(handle: Partial<Handle>): number {
     const id = ++this.lastHandle;
     this.handles.set(id, {
+      file: undefined,
+      folderEvents: undefined,
       passedThrough: false,
       text: undefined,
       cursor: { next: 0, rest: Buffer.alloc(0) },
@@ -359,9 +294,30 @@ export class Tree {
   }
 }
 
-/** The content of a binary file; undefined for another one. */
-function bytesOf(node: Handle['node']): Uint8Array | undefined {
-  return typeof node === 'string' ? undefined : node.file.bytes?.(node.slot);
+function readEvents(
+  events: EventLog,
+  cursor: EventCursor,
+  length: number,
+  nonBlocking: boolean,
+  signal: AbortSignal,
+): Buffer | Promise<Buffer> {
+  if (events.hasNews(cursor)) return events.take(cursor, length);
+  if (nonBlocking) throw new DmError('EAGAIN', 'no event yet');
+  return new Promise((resolve, reject) => {
+    const stopWaiting = events.onNews(() => {
+      signal.removeEventListener('abort', interrupt);
+      resolve(readEvents(events, cursor, length, nonBlocking, signal));
+    });
+    const interrupt = () => {
+      stopWaiting();
+      reject(new DmError('EINTR', 'interrupted'));
+    };
+    signal.addEventListener('abort', interrupt, { once: true });
+  });
+}
+
+function isDirectory(node: number): boolean {
+  return node === ROOT || (node !== DAEMON_NODE && node % NODES_PER_FOLDER === 0);
 }
 
 /** Whether a READ carries O_NONBLOCK, from its open(2) flags. */

@@ -4,7 +4,7 @@
  *
  * I/O is buffered: a write is in the page cache (safe from kill -9) when it returns and durable after a flush.
  */
-import { fdatasyncSync, readSync, writeSync } from 'node:fs';
+import { fdatasyncSync, ftruncateSync, readSync, writeSync } from 'node:fs';
 import { DmError } from '../errors.js';
 import { libcFunction, SystemCallError } from '../libc.js';
 import { type BlockDevice, type Extent, isUnsupported } from './block-device.js';
@@ -42,6 +42,19 @@ export interface FileDescription {
 /** Bytes of an open regular file or block device. */
 export function fileSize(fd: number): number {
   return lseek(fd, 0, SEEK_END);
+}
+
+/**
+ * Space on the medium for `length` bytes at `offset` of an open regular file, which grows where it is too short. Without a
+ * promise of space where the file system cannot give one. Throws ENOSPC.
+ */
+export function reserveSpace(fd: number, offset: number, length: number): void {
+  try {
+    fallocate(fd, 0, offset, length);
+  } catch (error) {
+    if (!isUnsupported(error)) throw error;
+    if (fileSize(fd) < offset + length) ftruncateSync(fd, offset + length);
+  }
 }
 
 export class FileDevice implements BlockDevice {

@@ -44,6 +44,13 @@ export interface FilterType<Descriptor = unknown, F extends Filter = Filter> {
   attach(args: readonly string[], context: AttachContext): Promise<Descriptor>;
   /** Every thread. Must not do I/O: lanes open a filter between two requests. */
   open(descriptor: Descriptor, context: FilterContext): F;
+  /**
+   * For a filter whose state survives a clean unmount: its bytes, when nothing changes it any more, and a descriptor made of
+   * them. `identity` says what state the device's backings are in. `restore` throws EINVAL where the bytes are not of a device of
+   * that identity and size, or damaged.
+   */
+  save?(descriptor: Descriptor, identity: string): Uint8Array;
+  restore?(bytes: Uint8Array, device: { readonly identity: string; readonly size: number }): Descriptor;
   /** What the filter adds to the control files of its device. */
   readonly files: readonly ControlFile<F>[];
 }

@@ -21,6 +21,8 @@
  *            after (b) and looks at WRITERS after that, so it sees the writer and changes GATE.
  *   lock-L3  A reader barred by WRITERS > 0: it saw some writer that had not yet lowered WRITERS. A writer does that when
  *            it is in, hence before it leaves, and leaving changes GATE. That it comes in at all is L1 and L2.
+ *   lock-L4  Unless that writer gives up (tryLockExclusive): it lowers WRITERS and then changes GATE, always, which both come
+ *            after (b). Giving up bars nobody anew, and a change of GATE that the writer slept through woke all others too.
  *
  * Everybody who sleeps is woken, for readers and writers sleep on the same word, and one wakeup given to a reader that
  * has to wait on would be lost to the writer next to it. GATE wraps after 2^32 changes; the proof takes it that a
@@ -87,6 +89,32 @@ export class RwLock {
     }
     // When inside, not before: or readers could come in ahead of us. And not after leaving (lock-L3).
     Atomics.sub(words, WRITERS, 1);
+  }
+
+  /**
+   * The same, for at most so many milliseconds: whether it has the lock. While it waits no new reader goes in; when it gives
+   * up, those that waited because of it go on.
+   */
+  tryLockExclusive(milliseconds: number): boolean {
+    const { words } = this;
+    if (Atomics.compareExchange(words, STATE, 0, WRITER_INSIDE) === 0) return true;
+    const deadline = performance.now() + milliseconds;
+    // As in lockExclusive.
+    Atomics.add(words, WRITERS, 1);
+    for (;;) {
+      const gate = Atomics.load(words, GATE);
+      if (Atomics.compareExchange(words, STATE, 0, WRITER_INSIDE) === 0) {
+        Atomics.sub(words, WRITERS, 1);
+        return true;
+      }
+      const left = deadline - performance.now();
+      if (left <= 0) break;
+      Atomics.wait(words, GATE, gate, left);
+    }
+    Atomics.sub(words, WRITERS, 1);
+    // After WRITERS (lock-L4): who looks because of the gate must find the bar lifted.
+    this.openGate();
+    return false;
   }
 
   unlockExclusive(): void {

@@ -16,7 +16,9 @@ import { IN_HEADER_BYTES, OUT_HEADER_BYTES, putU64 } from '../../mount/fuse/wire
 import { Crew } from '../../mount/lanes/crew.js';
 import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION } from '../../mount/lanes/protocol.js';
 import { Registry } from '../../mount/registry.js';
+import { MountedSnapshots } from '../../mount/snapshots.js';
 import { Passthrough } from '../../mount/tree/passthrough.js';
+import { targetsFolder } from '../../mount/tree/targets-folder.js';
 import { deviceNode, Tree } from '../../mount/tree/tree.js';
 import { libcFunction } from '../../src/libc.js';
 import { DIST } from './harness.js';
@@ -60,9 +62,18 @@ beforeAll(async () => {
     },
     attend: () => {},
     dismiss: async () => {},
+    attendFilter: () => {},
+    settle: async () => {},
+    isInSnapshot: () => false,
+    isPassedThrough: () => false,
+    raise: () => {},
+    savedFilters: undefined,
   });
-  const passthrough = new Passthrough(undefined);
-  const tree = new Tree({ registry, passthrough, uid: 0, gid: 0, allowOther: false, version: '0' });
+  for (const name of ['x', 'y']) registry.add(name);
+  const snapshots = new MountedSnapshots({ registry, lanes: 1, announce: () => {} });
+  const root = targetsFolder({ registry, passthrough: new Passthrough(undefined), snapshots });
+  const folderById = (id: number) => root.byId(id) ?? snapshots.folderById(id);
+  const tree = new Tree({ root, folderById, uid: 0, gid: 0, allowOther: false, version: '0' });
   const requests = new MainRequests(fuseFd, tree);
 
   const crew = new SharedArrayBuffer(Crew.words(1) * 4);
@@ -77,7 +88,6 @@ beforeAll(async () => {
     }
   });
   port1.unref();
-  for (const name of ['x', 'y']) registry.add(name);
   await registry.load(registry.get('x')!, `linear ${join(folder, 'disk.img')} 0 1 no_passthrough`);
 });
 

@@ -1,0 +1,105 @@
+/**
+ * The states of filters that survive a clean unmount (`--state-dir`): a file for each, written when nothing changes the device
+ * any more and taken away, durably, before the next request can. So after any other end there is none.
+ *
+ * A state belongs to what the device's backings held when it was saved. They are known by their inodes, sizes and times of change:
+ * whoever writes to a file meanwhile changes those. A block device has none, nor has a device that stands on another target, so
+ * theirs are not saved.
+ */
+import { type BigIntStats, fstatSync } from 'node:fs';
+import { mkdir, open, readFile, rename, unlink } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Backing } from '../src/targets/target.js';
+
+/** Times of change are as coarse as a tick of the kernel's clock, 10 ms at most: of two changes in one, the second may not show. */
+const TICK_MS = 20;
+
+/** The state of the backings of a device; undefined where there is nothing to know it by. */
+export class Identity {
+  private readonly parts: string[] = [];
+  private isKnown = true;
+  private changedMs = 0;
+
+  add(backing: Backing): void {
+    const stats = backing.kind === 'file' ? fstatSync(backing.fd, { bigint: true }) : undefined;
+    if (!stats?.isFile()) {
+      this.isKnown = false;
+      return;
+    }
+    this.parts.push(partOf(stats));
+    this.changedMs = Math.max(this.changedMs, Number(stats.ctimeMs), Number(stats.mtimeMs));
+  }
+
+  /** With the table of the target. */
+  text(table: string): string | undefined {
+    return this.isKnown ? [table, ...this.parts].join('\n') : undefined;
+  }
+
+  /** Milliseconds until a change of a backing cannot be taken for the last one that this has seen. */
+  get unripeMs(): number {
+    return Math.max(0, this.changedMs + TICK_MS - Date.now());
+  }
+}
+
+function partOf({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string {
+  return `${dev}:${ino} size=${size} mtime=${mtimeNs} ctime=${ctimeNs}`;
+}
+
+export class SavedFilters {
+  /** `folder`: an absolute path; it is made when it is missing. */
+  constructor(private readonly folder: string) {}
+
+  /** Takes away what is saved for a device; undefined where nothing is. When this resolves it is gone for ever. */
+  async take(name: string, filter: string): Promise<Uint8Array | undefined> {
+    const path = this.path(name, filter);
+    let bytes: Uint8Array;
+    try {
+      bytes = await readFile(path);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw error;
+    }
+    await unlink(path);
+    await this.syncFolder();
+    return bytes;
+  }
+
+  /** Durable when it resolves. */
+  async save(name: string, filter: string, bytes: Uint8Array): Promise<void> {
+    await mkdir(this.folder, { recursive: true, mode: 0o700 });
+    const path = this.path(name, filter);
+    const file = await open(`${path}.new`, 'w', 0o600);
+    try {
+      await file.writeFile(bytes);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(`${path}.new`, path);
+    await this.syncFolder();
+  }
+
+  private path(name: string, filter: string): string {
+    return join(this.folder, `${name}.${filter}`);
+  }
+
+  private async syncFolder(): Promise<void> {
+    const folder = await open(this.folder);
+    try {
+      await folder.sync();
+    } finally {
+      await folder.close();
+    }
+  }
+}
+
+/** Waits until the identity that `look` gives is one that a later change must differ from. */
+export async function ripeIdentity(look: () => Identity): Promise<Identity> {
+  for (;;) {
+    const identity = look();
+    const { unripeMs } = identity;
+    if (unripeMs === 0) return identity;
+    await sleep(unripeMs);
+  }
+}

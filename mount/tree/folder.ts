@@ -1,0 +1,60 @@
+/** What the tree is made of: folders with files, whoever they belong to. */
+import type { EventLog } from './events.js';
+
+export interface TreeFile {
+  readonly name: string;
+  /** Permission bits for the owner alone. */
+  readonly permissions: number;
+  /** False: nobody sees it now. Its place among the files stays. */
+  readonly isShown: boolean;
+  /** One of these two, or a text that is read and written. */
+  readonly device?: OutputFile;
+  readonly events?: EventLog;
+  readonly text?: TextFile;
+}
+
+export interface TextFile {
+  read?(): string;
+  /** Instead of `read`: the content of a binary file. */
+  bytes?(): Uint8Array;
+  write?(text: string): void | Promise<void>;
+}
+
+/** What is behind a `device`. */
+export interface OutputFile {
+  /** Bytes. */
+  readonly size: number;
+  /** Bytes. */
+  readonly trimGranularity: number;
+  /** open(2): the backing id where the kernel may do the I/O itself. Throws EBUSY, ENODEV. */
+  open(writable: boolean): number | undefined;
+  /** close(2) of one that was passed through. Throws ENOSPC. */
+  flush(): void;
+  /** The last close(2) of an open. */
+  release(wasPassedThrough: boolean): void;
+}
+
+export interface Folder {
+  /** Never used again, so a node id always means the same thing or nothing. */
+  readonly id: number;
+  readonly name: string;
+  /** All files, in an order that stays. */
+  files(): readonly TreeFile[];
+  folders(): readonly Folder[];
+  /** Where it is told why a file refused what was written to it. */
+  readonly events?: EventLog;
+  /** mkdir in it; left out: EPERM. */
+  make?(name: string): Folder;
+  /** rmdir in it: the ids of all folders that are gone with it. */
+  remove?(name: string): Promise<readonly number[]>;
+}
+
+/** A file of text, with the permissions that its functions ask for. */
+export function textFile(name: string, text: TextFile, isShown = true): TreeFile {
+  const permissions = (text.read || text.bytes ? 0o400 : 0) | (text.write ? 0o200 : 0);
+  return { name, permissions, isShown, text };
+}
+
+export function eventsFile(events: EventLog): TreeFile {
+  return { name: 'events', permissions: 0o400, isShown: true, events };
+}
