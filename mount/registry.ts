@@ -18,6 +18,7 @@ import { createStats } from './lanes/stats.js';
 import { type Output, Outputs } from './outputs.js';
 import { Identity, ripeIdentity, type SavedFilters } from './saved-filters.js';
 import { EventLog } from './tree/events.js';
+import { SNAPSHOTS } from './tree/folder.js';
 
 /** A target that is at work. */
 export interface LiveTarget {
@@ -83,7 +84,6 @@ export interface RegistryOptions {
 const NAME_BYTES_MAX = 128;
 const RELEASE_WAIT_MS = 1000;
 const RELEASE_POLL_MS = 5;
-const RESERVED_NAMES = ['snapshots'];
 
 export class Registry {
   private readonly slots = new Map<string, Slot>();
@@ -123,14 +123,10 @@ export class Registry {
   /** mkdir. Throws EEXIST, EINVAL. */
   add(name: string): Slot {
     if (this.slots.has(name)) throw new DmError('EEXIST', `${name}: exists`);
-    if (
-      !/^[^\s/@.][^\s/]*$/.test(name) ||
-      Buffer.byteLength(name) > NAME_BYTES_MAX ||
-      RESERVED_NAMES.includes(name)
-    ) {
+    if (!/^[^\s/@.][^\s/]*$/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX || name === SNAPSHOTS) {
       throw new DmError(
         'EINVAL',
-        `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${RESERVED_NAMES.join(', ')}`,
+        `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${SNAPSHOTS}`,
       );
     }
     const slot: Slot = {

@@ -17,12 +17,18 @@ import { Snapshots } from '../src/filters/blksnap/snapshots.js';
 import { blksnap, type TrackerDescriptor } from '../src/filters/blksnap/tracker.js';
 import type { ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
-import type { Registry } from './registry.js';
+import type { LiveTarget, Registry } from './registry.js';
 import { EventLog } from './tree/events.js';
-import { eventsFile, type Folder, type OutputFile, type TreeFile, textFile } from './tree/folder.js';
+import {
+  eventsFile,
+  type Folder,
+  type OutputFile,
+  SNAPSHOTS,
+  type TreeFile,
+  textFile,
+} from './tree/folder.js';
 import { fileNode, isFileOf } from './tree/tree.js';
 
-export const SNAPSHOTS = 'snapshots';
 const PARAMS = 'params';
 
 export interface SnapshotsOptions {
@@ -61,6 +67,8 @@ export class MountedSnapshots {
       name: SNAPSHOTS,
       files: () => [],
       folders: () => [this.paramsFolder, ...[...this.kept.values()].map(({ folder }) => folder)],
+      // As soon as there is something to do in it: scripts take what the mount lists for targets.
+      isListed: () => this.kept.size > 0 || registry.all().some(({ live }) => isTracked(live)),
       make: (name) => this.make(name),
       remove: (name) => this.remove(name),
     };
@@ -187,7 +195,7 @@ export class MountedSnapshots {
     const { live } = slot ?? {};
     if (!slot || !live) throw new DmError('ENOENT', `${name}: there is no target of that name in this mount`);
     const { filter, loaded, target } = live;
-    if (!filter || filter.type.name !== blksnap.name) {
+    if (!filter || !isTracked(live)) {
       throw new DmError(
         'ENOENT',
         `${name}: its changes are not tracked; \`echo blksnap > ${name}/filter\` starts that`,
@@ -207,6 +215,10 @@ export class MountedSnapshots {
     storage.set(key, file);
     return file;
   }
+}
+
+function isTracked(live: LiveTarget | undefined): boolean {
+  return live?.filter?.type.name === blksnap.name;
 }
 
 function imageFile({ name, size }: ImageAnnouncement, isShown: boolean): TreeFile {

@@ -2,8 +2,11 @@
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DmError, type ErrnoName } from '../../src/errors.js';
+import { SNAPSHOTS } from '../tree/folder.js';
 import { requireMount } from './find-mount.js';
 import { printJson } from './output.js';
+
+const NO_NAME = `not a name for a target: no blanks, no leading dot or @, not \`${SNAPSHOTS}\``;
 
 export function create(mountArgument: string, name: string, table: string): void {
   const folder = targetFolder(mountArgument, name);
@@ -11,8 +14,8 @@ export function create(mountArgument: string, name: string, table: string): void
     mkdirSync(folder);
   } catch (error) {
     throw explain(error, `create ${name}`, {
-      EEXIST: 'there is a target of that name',
-      EINVAL: 'not a name for a target: no blanks, no leading dot or @, not `snapshots`',
+      EEXIST: name === SNAPSHOTS ? NO_NAME : 'there is a target of that name',
+      EINVAL: NO_NAME,
     });
   }
   try {
@@ -82,7 +85,7 @@ function readTargets(mountPoint: string) {
 
 function readNames(mountPoint: string): string[] {
   try {
-    return readdirSync(mountPoint);
+    return readdirSync(mountPoint).filter((name) => name !== SNAPSHOTS);
   } catch (error) {
     throw explain(error, mountPoint, {
       ENOTCONN: `its daemon is dead; \`dmfuse umount ${mountPoint}\` clears it away`,

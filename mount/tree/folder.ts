@@ -1,6 +1,9 @@
 /** What the tree is made of: folders with files, whoever they belong to. */
 import type { EventLog } from './events.js';
 
+/** The folder of the root that is no target's. */
+export const SNAPSHOTS = 'snapshots';
+
 export interface TreeFile {
   readonly name: string;
   /** Permission bits for the owner alone. */
@@ -41,6 +44,8 @@ export interface Folder {
   /** All files, in an order that stays. */
   files(): readonly TreeFile[];
   folders(): readonly Folder[];
+  /** False: it can be entered, but `ls` does not show it now. Left out: true. */
+  isListed?(): boolean;
   /** Where it is told why a file refused what was written to it. */
   readonly events?: EventLog;
   /** mkdir in it; left out: EPERM. */

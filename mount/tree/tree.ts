@@ -112,8 +112,11 @@ export class Tree {
   /** The attributes of `name` in directory `parent`. Throws ENOENT. */
   lookup(parent: number, name: string): NodeAttributes {
     if (parent === ROOT && name === DAEMON_NAME) return this.attributes(DAEMON_NODE);
-    const entry = this.entriesOf(parent).find((candidate) => candidate.name === name);
-    if (entry) return this.attributes(entry.node);
+    const directory = this.directory(parent);
+    const folder = directory.folders().find((candidate) => candidate.name === name);
+    if (folder) return this.attributes(folderNode(folder.id));
+    const place = filesIn(directory).findIndex((file) => file.isShown && file.name === name);
+    if (place >= 0) return this.attributes(parent + 1 + place);
     throw new DmError('ENOENT', `${name}: no such file`);
   }
 
@@ -125,7 +128,7 @@ export class Tree {
     let size = 0;
     let mode: number;
     if (isDirectory(node)) {
-      links = 2 + this.directory(node).folders().length;
+      links = 2 + this.directory(node).folders().filter(isListed).length;
       mode = S_IFDIR | (owner.mode ?? (allowOther ? 0o755 : 0o700));
     } else {
       const { file } = this.fileOf(node);
@@ -165,7 +168,16 @@ export class Tree {
   }
 
   openDirectory(node: number): number {
-    return this.addHandle({ entries: this.entriesOf(node) });
+    const directory = this.directory(node);
+    const folders = directory.folders().filter(isListed);
+    return this.addHandle({
+      entries: [
+        ...folders.map(({ name, id }) => ({ name, node: folderNode(id), mode: S_IFDIR })),
+        ...filesIn(directory).flatMap(({ name, isShown }, place) =>
+          isShown ? [{ name, node: node + 1 + place, mode: S_IFREG }] : [],
+        ),
+      ],
+    });
   }
 
   /** The entries of an open directory, as they were when it was opened. */
@@ -260,18 +272,6 @@ export class Tree {
     return { file, folder };
   }
 
-  /** Of a directory: its folders, and its files that are shown. */
-  private entriesOf(node: number): TreeEntry[] {
-    const directory = this.directory(node);
-    const files = 'files' in directory ? directory.files() : [];
-    return [
-      ...directory.folders().map(({ name, id }) => ({ name, node: folderNode(id), mode: S_IFDIR })),
-      ...files.flatMap(({ name, isShown }, place) =>
-        isShown ? [{ name, node: node + 1 + place, mode: S_IFREG }] : [],
-      ),
-    ];
-  }
-
   private addHandle(handle: Partial<Handle>): number {
     const id = ++this.lastHandle;
     this.handles.set(id, {
@@ -314,6 +314,14 @@ function readEvents(
     };
     signal.addEventListener('abort', interrupt, { once: true });
   });
+}
+
+function filesIn(directory: Folder | TreeOptions['root']): readonly TreeFile[] {
+  return 'files' in directory ? directory.files() : [];
+}
+
+function isListed(folder: Folder): boolean {
+  return folder.isListed?.() ?? true;
 }
 
 function isDirectory(node: number): boolean {

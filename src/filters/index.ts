@@ -2,9 +2,10 @@
 import { DmError } from '../errors.js';
 import { blksnap } from './blksnap/tracker.js';
 import type { FilterType } from './filter.js';
+import { logWrites } from './log-writes/index.js';
 
 // A type's own descriptor and view meet again only in its own functions, so the list need not know them.
-const types = [blksnap] as unknown as readonly FilterType[];
+const types = [blksnap, logWrites] as unknown as readonly FilterType[];
 
 /** The filter type of a name. Throws ENOENT. */
 export function filterType(name: string): FilterType {

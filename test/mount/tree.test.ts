@@ -335,10 +335,11 @@ describe('creating and removing', () => {
 
   mountTest('names that are none', async (lab) => {
     const { point, path, read } = await lab.mount();
-    const invalid = ['.hidden', '@at', "'a b'", "$'tab\\there'", 'snapshots', 'n'.repeat(129)];
+    const invalid = ['.hidden', '@at', "'a b'", "$'tab\\there'", 'n'.repeat(129)];
     for (const name of invalid) await refused(lab, `mkdir ${path('')}/${name}`, EINVAL);
     await lab.sh(`cd ${point}; mkdir ${'n'.repeat(128)} 'ä:b(c)' $'\\xff'; rmdir *; mkdir x`);
     await refused(lab, `mkdir ${path('x')}`, EEXIST);
+    await refused(lab, `mkdir ${path('snapshots')}`, EEXIST);
     await refused(lab, `mkdir ${path('x/y')}`, EPERM);
     expect(readdirSync(point)).toEqual(['x']);
     expect(read('x/status')).toBe('no table');
@@ -468,14 +469,19 @@ describe('`discard` and `filter`', () => {
     expect(Number(await lab.sh('stat -c %b disk.img'))).toBeLessThanOrEqual(4096 + 16);
   });
 
-  mountTest('there is no filter but `none`', async (lab) => {
+  mountTest('what is no filter is none, and says so', async (lab) => {
     const { path, create, read, events } = await lab.mount();
     await create('x', `linear ${await image(lab)} 0`);
-    await lab.sh(`echo none >${path('x/filter')}`);
-    await refused(lab, `echo blksnap >${path('x/filter')}`, EINVAL);
+    await refused(lab, `echo none >${path('x/filter')}`, ENOENT);
+    await refused(lab, `echo blktrap >${path('x/filter')}`, ENOENT);
+    await refused(lab, `echo blksnap now >${path('x/filter')}`, EINVAL);
+    await refused(lab, `echo none now >${path('x/filter')}`, EINVAL);
     expect(read('x/filter')).toBe('none');
-    expect((await events('x'))[0]).toMatch(
-      /^refused file=filter errno=22 reason="there is no filter `blksnap`/,
-    );
+    expect((await events('x')).map((line) => line.replace(/ monotonic.*/, ''))).toEqual([
+      'refused file=filter errno=2 reason="x: no filter is attached"',
+      'refused file=filter errno=2 reason="there is no filter `blktrap`; known are blksnap, log-writes, and none for none"',
+      'refused file=filter errno=22 reason="blksnap takes no arguments, found `now`: write `blksnap` alone"',
+      'refused file=filter errno=22 reason="filter: found `now` after none"',
+    ]);
   });
 });
