@@ -165,9 +165,15 @@ export class Registry {
   async setFilter(slot: Slot, line: string): Promise<void> {
     const [name = '', ...args] = splitWords(line);
     if (slot.changing) throw new DmError('EBUSY', `${slot.name}: its table or filter is being changed`);
-    if (name !== 'none') await this.change(slot, () => this.attachFilter(slot, filterType(name), args));
-    else if (args.length > 0) throw new DmError('EINVAL', `filter: found \`${args[0]}\` after none`);
-    else await this.change(slot, () => this.detachFilter(slot));
+    if (name !== 'none') {
+      const type = filterType(name);
+      const settle = () => this.settle([slot.id]);
+      await this.change(slot, () => this.attachFilter(slot, type, args), settle);
+    } else if (args.length > 0) {
+      throw new DmError('EINVAL', `filter: found \`${args[0]}\` after none`);
+    } else {
+      await this.detachFilter(slot);
+    }
   }
 
   /** Another descriptor for the filter that is attached, in force on each thread from its next request on. */
@@ -308,13 +314,21 @@ export class Registry {
     }
   }
 
-  /** Runs one change of a slot after the other: a claim on a backing is decided before the next one asks. */
-  private async change(slot: Slot, work: () => Promise<void>): Promise<void> {
+  /**
+   * Runs one change of a slot after the other, for a claim on a backing is decided before the next one asks; and then what others
+   * need not wait for.
+   */
+  private async change(
+    slot: Slot,
+    work: () => Promise<void>,
+    afterwards: () => Promise<void> = async () => {},
+  ): Promise<void> {
     slot.changing = true;
     const change = this.lastChange.then(work);
     this.lastChange = change.catch(() => {});
     try {
       await change;
+      await afterwards();
     } finally {
       slot.changing = false;
     }
@@ -323,7 +337,7 @@ export class Registry {
   private async loadNow(slot: Slot, line: string): Promise<void> {
     const table = parseTableLine(line);
     const type = targetType(table.type);
-    const identity = new Identity();
+    const identity = new Identity(type.name);
     const descriptor = await type.create(table.args, {
       length: table.length,
       device: this.outputs.device,
@@ -346,7 +360,11 @@ export class Registry {
     const output = this.outputs.addTarget(device);
     const { target } = output;
     const live = { type, target, output, stats: device.stats, loaded: ++this.lastLoaded, filter: undefined };
-    const saved = await this.takeSavedFilter(slot, live, identity);
+    const saved = await this.takeSavedFilter(slot, live, identity).catch((error) => {
+      this.outputs.remove(slot.id);
+      close(live);
+      throw error;
+    });
     // From here on in one go: nobody opens the device before its filter is there.
     slot.live = live;
     this.options.announce({ kind: 'add', device });
@@ -358,24 +376,31 @@ export class Registry {
   private async takeSavedFilter(slot: Slot, live: LiveTarget, identity: Identity) {
     const { savedFilters } = this.options;
     for (const type of savedFilters ? filterTypes() : []) {
-      if (!type.restore) continue;
-      const { size } = live.target;
-      try {
-        const bytes = await savedFilters!.take(slot.name, type.name);
-        if (!bytes) continue;
-        const text = identity.text(tableLine(live));
-        if (text === undefined) throw new DmError('EINVAL', NOT_KNOWN);
-        return { type, descriptor: type.restore(bytes, { identity: text, size }) };
-      } catch (error) {
-        slot.events.raise(`tracking_restarted reason=${JSON.stringify(messageOf(error))}`);
-        const openBacking = () => Promise.reject(new DmError('EINVAL', `${type.name} takes no device`));
-        return {
-          type,
-          descriptor: await type.attach([], { size, device: this.outputs.device, openBacking }),
-        };
-      }
+      const saved = type.restore && (await savedFilters!.take(slot.name, type.name));
+      // Another target may have had the name.
+      if (saved?.device !== identity.device) continue;
+      return { type, descriptor: await this.restoreFilter(slot, live, type, identity, saved.bytes) };
     }
     return undefined;
+  }
+
+  /** Makes the filter anew where its state is of no use. */
+  private async restoreFilter(
+    slot: Slot,
+    live: LiveTarget,
+    type: FilterType,
+    { state }: Identity,
+    bytes: Uint8Array,
+  ): Promise<unknown> {
+    const { size } = live.target;
+    try {
+      if (state !== undefined) return type.restore!(bytes, { identity: state, size });
+      throw new DmError('EINVAL', 'a block device or a target that it stands on may have changed unseen');
+    } catch (error) {
+      slot.events.raise(`tracking_restarted reason=${JSON.stringify(messageOf(error))}`);
+      const openBacking = () => Promise.reject(new DmError('EINVAL', `${type.name} has no backing`));
+      return await type.attach([], { size, device: this.outputs.device, openBacking });
+    }
   }
 
   /** After the last change of a device, while its backings are still open. */
@@ -384,12 +409,12 @@ export class Registry {
     const { filter } = live;
     if (!savedFilters || !filter?.type.save) return;
     const identity = await ripeIdentity(() => {
-      const found = new Identity();
+      const found = new Identity(live.type.name);
       for (const backing of this.backings.of(slot.id)) found.add(backing);
       return found;
     });
-    const text = identity.text(tableLine(live)) ?? '';
-    await savedFilters.save(slot.name, filter.type.name, filter.type.save(filter.descriptor, text));
+    const bytes = filter.type.save(filter.descriptor, identity.state ?? '');
+    await savedFilters.save(slot.name, filter.type.name, { device: identity.device, bytes });
   }
 
   private async attachFilter(slot: Slot, type: FilterType, args: readonly string[]): Promise<void> {
@@ -419,7 +444,6 @@ export class Registry {
       this.backings.release(owner);
       throw error;
     }
-    await this.settle([slot.id]);
   }
 
   private async detachFilter(slot: Slot): Promise<void> {
@@ -429,10 +453,12 @@ export class Registry {
     this.refuseInSnapshot(slot);
     live.filter = undefined;
     this.tellFilter(slot.id, undefined);
-    await this.settle([slot.id]);
+    slot.changing = true;
     try {
+      await this.settle([slot.id]);
       filter.view.close?.();
     } finally {
+      slot.changing = false;
       this.backings.release(filter.owner);
     }
   }
@@ -460,8 +486,6 @@ export class Registry {
     throw new DmError('EBUSY', `${name}: in a snapshot; destroy that first (rmdir snapshots/…)`);
   }
 }
-
-const NOT_KNOWN = 'a block device, or another target, that it stands on may have changed meanwhile unseen';
 
 function textsOf(failures: ReadonlyMap<Slot, string>): string[] {
   return [...failures].map(([{ name }, text]) => `${name}: ${text}`);
