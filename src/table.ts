@@ -4,7 +4,7 @@
  * LENGTH is in sectors. Words are separated by blanks; a backslash takes the next character as it is, so that a path
  * may hold blanks (dm_split_args in the kernel's drivers/md/dm-table.c).
  */
-import { DmError } from './errors.js';
+import { DmError, naming } from './errors.js';
 import { SECTOR_BYTES } from './units.js';
 
 export interface TableLine {
@@ -53,29 +53,28 @@ export function parseCount(word: string, what: string): number {
 
 /**
  * Lines of `SECTOR COUNT`, as byte ranges inside a device of `size` bytes. All are checked before the first is returned: EINVAL
- * for one that is empty, outside the device or no such line, and for no line at all.
+ * naming the line that is outside the device, shorter than `least` sectors, or no such line; and for no line at all.
  */
 export function parseSectorRanges(
   text: string,
-  size: number,
-  what: string,
+  { size, least, what }: { readonly size: number; readonly least: 0 | 1; readonly what: string },
 ): { offset: number; length: number }[] {
-  const lines = text.split('\n').filter((line) => line.trim() !== '');
-  if (lines.length === 0) throw new DmError('EINVAL', `${what}: expected \`SECTOR COUNT\``);
-  return lines.map((line) => {
-    const words = line.trim().split(/\s+/);
-    if (words.length !== 2)
-      throw new DmError('EINVAL', `${what}: expected \`SECTOR COUNT\`, found \`${line}\``);
-    const offset = parseCount(words[0]!, `${what}: SECTOR`) * SECTOR_BYTES;
-    const length = parseCount(words[1]!, `${what}: COUNT`) * SECTOR_BYTES;
-    if (length === 0 || offset + length > size) {
-      throw new DmError(
-        'EINVAL',
-        `${what}: \`${line}\` is outside the device's ${size / SECTOR_BYTES} sectors or empty`,
-      );
-    }
-    return { offset, length };
+  const available = Math.floor(size / SECTOR_BYTES);
+  const ranges = text.split('\n').flatMap((line, i) => {
+    if (line.trim() === '') return [];
+    return naming(`${what}: line ${i + 1}`, () => {
+      const words = line.trim().split(/\s+/);
+      if (words.length !== 2) throw new DmError('EINVAL', `expected \`SECTOR COUNT\`, found \`${line}\``);
+      const sector = parseCount(words[0]!, 'SECTOR');
+      const count = parseCount(words[1]!, 'COUNT');
+      if (count < least || sector > available || count > available - sector) {
+        throw new DmError('EINVAL', `\`${line}\` is outside the device's ${available} sectors or empty`);
+      }
+      return [{ offset: sector * SECTOR_BYTES, length: count * SECTOR_BYTES }];
+    });
   });
+  if (ranges.length === 0) throw new DmError('EINVAL', `${what}: expected \`SECTOR COUNT\``);
+  return ranges;
 }
 
 /**

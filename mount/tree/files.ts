@@ -107,7 +107,11 @@ function statsText({ stats }: LiveTarget): string {
 }
 
 function discard({ output }: LiveTarget, text: string): void {
-  for (const { offset, length } of parseSectorRanges(text, output.size, 'discard')) {
+  for (const { offset, length } of parseSectorRanges(text, {
+    size: output.size,
+    least: 1,
+    what: 'discard',
+  })) {
     output.discard(offset, length);
   }
 }

@@ -2,10 +2,13 @@
  * The image of a device: what it held at the take, and can be written without changing the device. It is not durable: it ends
  * with its snapshot, which ends with the mount.
  */
-import type { BlockDevice } from '../../device/block-device.js';
+import { type BlockDevice, type Extent, extentOf } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { Area, type AreaContext, type AreaDescriptor } from './area.js';
 import { ChangeMap, type MapDescriptor } from './change-map.js';
+
+/** The states of its chunks are looked at one by one. */
+const EXTENT_BYTES_MAX = 2 ** 30;
 
 /** Plain data. */
 export interface ImageDescriptor {
@@ -76,6 +79,16 @@ export class SnapshotImage implements BlockDevice {
   writeZeroes(offset: number, length: number, { unmap = false } = {}): void {
     if (unmap) throw new DmError('EOPNOTSUPP', `${this.name} cannot give space back`);
     this.change(offset, length, (device, place, at, stop) => device.writeZeroes(place, stop - at));
+  }
+
+  /** A part that is on the device is a hole where it is one there: chunks that are changed are stored first (area-I1). */
+  extentAt(offset: number): Extent {
+    const { data, end } = extentOf(this.origin, offset);
+    const limit = Math.min(end, this.size, offset + EXTENT_BYTES_MAX);
+    const { stored, stop } = this.area.runAt(offset, limit);
+    // As in `read`: where the device changed with no copy, none of this is so.
+    this.requireSound();
+    return { data: data || stored !== undefined, end: stop };
   }
 
   /** What became stored while `part`, from byte `offset` on, was read from the device, is read anew (area-I1). */

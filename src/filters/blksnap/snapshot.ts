@@ -100,13 +100,11 @@ export class Snapshot {
     return errno === 0 ? 0 : -errno;
   }
 
+  /** What was appended, as the lines that did it. */
   storageText(): string {
-    return this.ranges
-      .map(
-        ({ key, offset, sectors }) =>
-          `${quoteWord(this.paths.get(key)!)} ${offset / SECTOR_BYTES} ${sectors}\n`,
-      )
-      .join('');
+    const lineOf = ({ key, offset, sectors }: StorageRange) =>
+      `${quoteWord(this.paths.get(key)!)} ${offset / SECTOR_BYTES} ${sectors}\n`;
+    return this.ranges.map(lineOf).join('');
   }
 
   stateText(): string {
@@ -258,7 +256,12 @@ export class Snapshot {
       descriptor: { area, map: device.tracker.map },
       size: device.size,
     });
-    this.host.setTracker(device, { ...device.tracker, area });
+    try {
+      this.host.setTracker(device, { ...device.tracker, area });
+    } catch (error) {
+      this.host.removeImage(imageId);
+      throw error;
+    }
     return { device, area, status: new AreaStatus(area), imageId };
   }
 
@@ -285,6 +288,7 @@ export class Snapshot {
   private async keepingRefusal(work: () => Promise<void>): Promise<void> {
     try {
       await work();
+      this.refused = '';
     } catch (error) {
       const { code = 'EIO' } = error as { code?: string };
       this.refused = `${code} ${messageOf(error).replaceAll('\n', ' ')}`;

@@ -33,10 +33,6 @@ export class Snapshots {
     return this.byName.get(name);
   }
 
-  byId(id: number): Snapshot | undefined {
-    return this.all.find((snapshot) => snapshot.id === id);
-  }
-
   /** `onCreated`: before the first event is raised. Throws EEXIST, EINVAL. */
   create(name: string, onCreated: (snapshot: Snapshot) => void = () => {}): Snapshot {
     if (this.byName.has(name)) throw new DmError('EEXIST', `snapshot ${name} exists`);
@@ -83,11 +79,6 @@ export class Snapshots {
       ...(image && { image: image.name }),
       errorCode: snapshot.errorCode(deviceId),
     };
-  }
-
-  /** The device has lost its filter, or is gone. */
-  forgetDevice(deviceId: number): void {
-    this.lastErrors.delete(deviceId);
   }
 
   private forget(snapshot: Snapshot): void {

@@ -77,10 +77,6 @@ export class TrackerFilter implements Filter {
     this.change(offset, length, () => this.below.writeZeroes(offset, length, options));
   }
 
-  allocate(offset: number, length: number): void {
-    this.below.allocate?.(offset, length);
-  }
-
   extentAt(offset: number): Extent {
     return extentOf(this.below, offset);
   }
