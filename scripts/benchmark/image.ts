@@ -103,12 +103,18 @@ export class Image {
   }
 }
 
-/** Writes over the first `bytes` of what is at `path`, in order, 1 MiB at a time. */
-export async function overwrite(path: string, bytes: number): Promise<void> {
+/** Writes over the first `bytes` of what is at `path`, in order: a piece every `stepBytes`, all of it by default. */
+export async function overwrite(
+  path: string,
+  bytes: number,
+  { pieceBytes = MIB, stepBytes = pieceBytes }: { pieceBytes?: number; stepBytes?: number } = {},
+): Promise<void> {
   const file = await open(path, 'r+');
   try {
-    const chunk = Buffer.alloc(MIB, 0x5a);
-    for (let at = 0; at < bytes; at += MIB) await file.write(chunk, 0, Math.min(MIB, bytes - at), at);
+    const piece = Buffer.alloc(pieceBytes, 0x5a);
+    for (let at = 0; at < bytes; at += stepBytes) {
+      await file.write(piece, 0, Math.min(pieceBytes, bytes - at), at);
+    }
   } finally {
     await file.close();
   }

@@ -29,7 +29,7 @@ function program(): Command {
     .option('--only <REGEX>', 'the subjects to measure, of those below', toRegExp)
     .option(
       '--workloads <REGEX>',
-      'the workloads, of those below; also first-touch (of bow-1), memory (of bow-0), overlays, crc (of csum) and hydration (of clone)',
+      'the workloads, of those below; also first-touch (of bow-1), memory (of bow-0 and of tracked), overlays, crc (of csum), hydration (of clone) and snapshot-fresh',
       toRegExp,
     )
     .option('--dir <DIR>', 'a folder on a disk for the image (default: $TMPDIR or /var/tmp)')

@@ -1,5 +1,6 @@
 /** The results as text for people. */
 import {
+  type FreshSample,
   firstTouchRatio,
   hydrationRatios,
   PLACEMENTS,
@@ -13,6 +14,7 @@ import { type Verdict, type VerdictFigure, wordOf } from './verdicts.js';
 import type { Unit, Workload } from './workloads.js';
 
 const WIDTH = 130;
+const LARGE_DEVICE_BYTES = 16 * 2 ** 40;
 const NO_BREAK = '\u00a0';
 
 const PLACEMENT_TITLES: Readonly<Record<Placement, string>> = {
@@ -29,9 +31,11 @@ export function formatReport(
   const parts = [
     ...PLACEMENTS.map((placement) => ratioTable(results, workloads, placement)),
     formatFirstTouch(results),
-    formatOverlays(results),
+    freshTable('Fresh overlays on the image, each block touched once at most', results.overlays),
+    freshTable('A fresh snapshot, each chunk touched for the first time', results.freshSnapshot),
     formatCrc(results),
     formatMemory(results),
+    formatSnapshotMemory(results),
     formatHydration(results),
     list(
       'Workloads',
@@ -115,15 +119,15 @@ function formatFirstTouch({ firstTouch }: Results): string {
   return `${title}\n\n${formatTable([header, ...rows])}`;
 }
 
-function formatOverlays({ overlays }: Results): string {
-  if (overlays.length === 0) return '';
+function freshTable(title: string, samples: readonly FreshSample[]): string {
+  if (samples.length === 0) return '';
   const distinct = <T>(values: readonly T[]) => [...new Set(values)];
-  const names = distinct(overlays.map(({ workload }) => workload));
-  const rows = distinct(overlays.map(({ subject }) => subject)).flatMap((subject) =>
+  const names = distinct(samples.map(({ workload }) => workload));
+  const rows = distinct(samples.map(({ subject }) => subject)).flatMap((subject) =>
     PLACEMENTS.map((placement) => [
       `${subject}, ${placement}`,
       ...names.map((name) => {
-        const here = overlays.filter(
+        const here = samples.filter(
           (s) => s.subject === subject && s.placement === placement && s.workload === name,
         );
         if (here.length === 0) return '-';
@@ -133,8 +137,7 @@ function formatOverlays({ overlays }: Results): string {
       }),
     ]),
   );
-  const title = 'Fresh overlays on the image, each block touched once at most: median and spread';
-  return `${title}\n\n${formatTable([['', ...names], ...rows])}`;
+  return `${title}: median and spread\n\n${formatTable([['', ...names], ...rows])}`;
 }
 
 function formatCrc({ crc }: Results): string {
@@ -145,11 +148,22 @@ function formatCrc({ crc }: Results): string {
 
 function formatMemory({ memory }: Results): string {
   if (!memory) return '';
-  const mib = (bytes: number) => `${Math.round(bytes / 2 ** 20)} MiB`;
   return (
     `Memory of the daemon (VmRSS): ${mib(memory.residentBytes)} with bow on a device of 1 TiB in ` +
     `${memory.ranges} ranges, ${mib(memory.residentBytesBefore)} without a target\n`
   );
+}
+
+function formatSnapshotMemory({ snapshotMemory }: Results): string {
+  if (!snapshotMemory) return '';
+  const { deviceBytes, residentBytes } = snapshotMemory;
+  const size =
+    deviceBytes === LARGE_DEVICE_BYTES ? '16 TiB' : `16 TiB less ${LARGE_DEVICE_BYTES - deviceBytes} bytes`;
+  return `Memory of the change tracker and an empty snapshot on a device of ${size}: ${mib(residentBytes)}\n`;
+}
+
+function mib(bytes: number): string {
+  return `${Math.round(bytes / 2 ** 20)} MiB`;
 }
 
 function formatHydration({ hydration, cloneOpening }: Results): string {
@@ -170,7 +184,7 @@ function formatHydration({ hydration, cloneOpening }: Results): string {
   if (cloneOpening) {
     const { regions, seconds, residentBytes } = cloneOpening;
     lines.push(
-      `A clone in ${regions} regions: opened in ${seconds.toFixed(2)} s, ${Math.round(residentBytes / 2 ** 20)} MiB of memory`,
+      `A clone in ${regions} regions: opened in ${seconds.toFixed(2)} s, ${mib(residentBytes)} of memory`,
     );
   }
   return lines.map((line) => `${line}\n`).join('');

@@ -30,8 +30,8 @@ export interface FirstTouchSample {
   readonly touchedShare: number;
 }
 
-/** A workload on a fresh overlay, each block of which is touched once at most. */
-export type OverlaySample = Omit<Sample, 'reference'>;
+/** A workload on a fresh overlay or snapshot, each block of which is touched once at most. */
+export type FreshSample = Omit<Sample, 'reference'>;
 
 /** A clone hydrated in the background. */
 export interface HydrationSample {
@@ -61,6 +61,13 @@ export interface MemoryResult {
   readonly residentBytes: number;
 }
 
+/** The change tracker and a snapshot that nothing was copied for, on a large device. */
+export interface SnapshotMemory {
+  readonly deviceBytes: number;
+  /** That VmRSS of the daemon grew by. */
+  readonly residentBytes: number;
+}
+
 export interface Failure {
   /** Of what: subject, placement and workload as far as it got. */
   readonly what: string;
@@ -72,10 +79,13 @@ export interface Results {
   readonly missing: readonly { readonly subject: string; readonly reason: string }[];
   readonly samples: readonly Sample[];
   readonly firstTouch: readonly FirstTouchSample[];
-  readonly overlays: readonly OverlaySample[];
+  readonly overlays: readonly FreshSample[];
+  /** A fresh snapshot, and what it is compared with. */
+  readonly freshSnapshot: readonly FreshSample[];
   /** Bytes a second of csum's checksum of 1 MiB, by one core. */
   readonly crc: number | undefined;
   readonly memory: MemoryResult | undefined;
+  readonly snapshotMemory: SnapshotMemory | undefined;
   readonly hydration: readonly HydrationSample[];
   readonly cloneOpening: CloneOpening | undefined;
   readonly failures: readonly Failure[];
@@ -129,9 +139,9 @@ export function firstTouchRatio(
   return summarizeAny(ratios);
 }
 
-/** Overlays under one workload: those of one subject to those of another, each made inside one round. */
-export function overlayRatio(
-  samples: readonly OverlaySample[],
+/** Fresh subjects under one workload: one to another, each ratio made inside one round. */
+export function freshRatio(
+  samples: readonly FreshSample[],
   { subject, placement, workload }: FigureKey,
   peer: string,
 ): Summary | undefined {

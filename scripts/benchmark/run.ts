@@ -5,25 +5,26 @@ import { cpus, loadavg } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { measureCrc } from './crc.js';
 import { measureFirstTouch } from './first-touch.js';
+import { measureFresh } from './fresh.js';
 import { measureCloneOpening, measureHydration } from './hydration.js';
 import { Image, MIB, memoryFileSystem } from './image.js';
 import { resultsToJson } from './json.js';
 import { Lab } from './lab.js';
 import { describeMachine } from './machine.js';
 import { Findings, measureSubjects } from './measure.js';
-import { measureMemory } from './memory.js';
-import { measureOverlays } from './overlays.js';
+import { measureMemory, measureSnapshotMemory } from './memory.js';
 import { formatReport } from './report.js';
 import type {
   CloneOpening,
   FirstTouchSample,
+  FreshSample,
   HydrationSample,
   MemoryResult,
-  OverlaySample,
   Results,
+  SnapshotMemory,
 } from './results.js';
 import type { Subject } from './subject.js';
-import { OVERLAYS, SUBJECTS } from './subjects/index.js';
+import { FRESH_SNAPSHOT, OVERLAYS, SUBJECTS } from './subjects/index.js';
 import { judge } from './verdicts.js';
 import { WORKLOADS, type Workload } from './workloads.js';
 
@@ -51,10 +52,17 @@ interface Settings {
   readonly workloads: readonly Workload[];
   readonly withFirstTouch: boolean;
   readonly withMemory: boolean;
+  readonly withSnapshotMemory: boolean;
   readonly overlays: readonly Subject[];
   readonly withCrc: boolean;
   readonly withHydration: boolean;
+  readonly withFreshSnapshot: boolean;
 }
+
+const named = (names: readonly string[]) => WORKLOADS.filter(({ name }) => names.includes(name));
+/** On fresh overlays, and on a fresh snapshot. */
+const OVERLAY_WORKLOADS = named(['randwrite-4', 'read', 'write']);
+const FRESH_SNAPSHOT_WORKLOADS = named(['write']);
 
 const CONTROL_NOTE =
   'The row `file` is the control: the loop device over it is the reference once more, and shows the noise.';
@@ -63,7 +71,8 @@ const NOTES = [
   'Each figure is measured on the file, on a loop device over it and on the reference, one right after the other.',
   'Where the kernel itself serves the page cache (file, linear-passthrough, bow-2), fio opens the file, and the loop ' +
     'device over it, without direct I/O: with it they would go past the cache to the disk. All else is direct.',
-  'csum, cow and clone have files of their own, which are not measured cold; a clone that is not hydrated is only read.',
+  'csum, cow, clone and snapshot-image have files of their own, which are not measured cold; a clone that is not hydrated and ' +
+    'the image of a snapshot are only read.',
   'Each round starts with fresh overlays: what is written to them is mostly written there for the first time.',
 ];
 
@@ -148,6 +157,8 @@ async function settle(options: Options): Promise<Settings> {
     overlays:
       (workloads?.test('overlays') ?? true) ? OVERLAYS.filter(({ name }) => only?.test(name) ?? true) : [],
     withHydration: (only?.test('clone') ?? true) && (workloads?.test('hydration') ?? true),
+    withFreshSnapshot: (only?.test('snapshot-fresh') ?? true) && (workloads?.test('snapshot-fresh') ?? true),
+    withSnapshotMemory: (only?.test('tracked') ?? true) && (workloads?.test('memory') ?? true),
     withCrc: (only?.test('csum') ?? true) && (workloads?.test('crc') ?? true),
   };
 }
@@ -176,7 +187,8 @@ async function measure(
   progress: (line: string) => void,
   extraNotes: readonly string[],
 ): Promise<Results> {
-  const { rounds, seconds, workloads, imageBytes, withFirstTouch, withMemory, withCrc, withHydration } =
+  const { rounds, seconds, workloads, imageBytes } = settings;
+  const { withFirstTouch, withMemory, withCrc, withHydration, withFreshSnapshot, withSnapshotMemory } =
     settings;
   const findings = new Findings();
   const missing: { subject: string; reason: string }[] = [];
@@ -199,6 +211,11 @@ async function measure(
     progress('memory of a large device');
     memory = await findings.attempt('memory', 1, () => measureMemory(lab));
   }
+  let snapshotMemory: SnapshotMemory | undefined;
+  if (withSnapshotMemory) {
+    progress('memory of a large device in a snapshot');
+    snapshotMemory = await findings.attempt('snapshot memory', 1, () => measureSnapshotMemory(lab));
+  }
   const crc = withCrc ? measureCrc() : undefined;
   let cloneOpening: CloneOpening | undefined;
   if (withHydration) {
@@ -207,14 +224,16 @@ async function measure(
   }
   let hydration: HydrationSample[] = [];
   let firstTouch: FirstTouchSample[] = [];
-  let overlays: OverlaySample[] = [];
+  let overlays: FreshSample[] = [];
+  let freshSnapshot: FreshSample[] = [];
   if (subjects.some(({ name }) => name === 'file')) findings.notes.add(CONTROL_NOTE);
   const withSubjects = subjects.length > 0 && workloads.length > 0;
   const withOverlays = overlaySubjects.length > 0;
-  if (!withSubjects && !withFirstTouch && !withMemory && !withOverlays && !withCrc && !withHydration) {
+  const needsImage = withSubjects || withFirstTouch || withOverlays || withHydration || withFreshSnapshot;
+  if (!needsImage && !withMemory && !withSnapshotMemory && !withCrc) {
     throw new Error('there is nothing of that to measure');
   }
-  if (withSubjects || withFirstTouch || withOverlays || withHydration) {
+  if (needsImage) {
     progress('making the image');
     const image = await Image.create(lab, imageBytes);
     if (withSubjects) {
@@ -228,10 +247,13 @@ async function measure(
       );
       firstTouch = found ?? [];
     }
-    if (withOverlays) {
-      const plan = { subjects: overlaySubjects, rounds, seconds: settings.firstTouchSeconds, progress };
-      overlays =
-        (await findings.attempt('overlays', 1, () => measureOverlays(lab, image, plan, findings))) ?? [];
+    const fresh = async (what: string, subjects: readonly Subject[], on: readonly Workload[]) => {
+      const plan = { what, subjects, workloads: on, rounds, seconds: settings.firstTouchSeconds, progress };
+      return (await findings.attempt(what, 1, () => measureFresh(lab, image, plan, findings))) ?? [];
+    };
+    if (withOverlays) overlays = await fresh('fresh overlays', overlaySubjects, OVERLAY_WORKLOADS);
+    if (withFreshSnapshot) {
+      freshSnapshot = await fresh('fresh snapshot', FRESH_SNAPSHOT, FRESH_SNAPSHOT_WORKLOADS);
     }
     if (withHydration) {
       const plan = { rounds, seconds, progress };
@@ -241,5 +263,18 @@ async function measure(
   }
   const { samples, failures } = findings;
   const notes = [...findings.notes];
-  return { missing, samples, firstTouch, overlays, crc, memory, hydration, cloneOpening, failures, notes };
+  return {
+    missing,
+    samples,
+    firstTouch,
+    overlays,
+    freshSnapshot,
+    crc,
+    memory,
+    snapshotMemory,
+    hydration,
+    cloneOpening,
+    failures,
+    notes,
+  };
 }

@@ -1,8 +1,8 @@
 /** The bars that dmfuse is held to, and whether it passes them. */
 import {
   firstTouchRatio,
+  freshRatio,
   hydrationRatios,
-  overlayRatio,
   PLACEMENTS,
   type Placement,
   type Results,
@@ -44,6 +44,14 @@ const PEER_BARS: Readonly<Record<string, number>> = {
 };
 /** Of what linear does through the lanes. */
 const LINEAR = 'linear-lanes';
+/** What a filter costs, by subject and workload. */
+const FILTER_BARS: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+  tracked: { 'randwrite-4': 0.95, write: 0.95 },
+  'snapshot-steady': { 'randwrite-4': 0.9, write: 0.9 },
+  'snapshot-image': { 'randread-4': 0.8, read: 0.8 },
+};
+const FRESH_SNAPSHOT_BAR = 0.3;
+const SNAPSHOT_MEMORY_BAR_MIB = 32;
 const CSUM_SUBJECTS = ['csum', 'csum-imd'];
 const CSUM_BARS: Readonly<Record<string, number>> = {
   'randread-4': 0.7,
@@ -114,8 +122,19 @@ export function judge(results: Results, workloads: readonly string[]): Verdict[]
         `${subject}, ${placement}: times ${peer}, both fresh`,
         Object.keys(OVERLAY_BARS),
         (workload) => OVERLAY_BARS[workload]!,
-        (workload) => overlayRatio(results.overlays, { subject, placement, workload }, peer),
+        (workload) => freshRatio(results.overlays, { subject, placement, workload }, peer),
       ),
+    ),
+  );
+  const filters = Object.entries(FILTER_BARS).flatMap(([subject, bars]) =>
+    toLinear([subject], Object.keys(bars), (name) => bars[name]!),
+  );
+  const freshSnapshot = everywhere(['snapshot-fresh'], (subject, placement) =>
+    compare(
+      `${subject}, ${placement}: first writes after the take, times ${LINEAR}, ${placement}`,
+      ['write'],
+      () => FRESH_SNAPSHOT_BAR,
+      (workload) => freshRatio(results.freshSnapshot, { subject, placement, workload }, LINEAR),
     ),
   );
   return [
@@ -129,6 +148,9 @@ export function judge(results: Results, workloads: readonly string[]): Verdict[]
     ...overlays,
     ...toLinear(['clone'], Object.keys(CLONE_BARS), (name) => CLONE_BARS[name]!),
     ...judgeHydration(results),
+    ...filters,
+    ...freshSnapshot,
+    judgeSnapshotMemory(results),
   ];
 }
 
@@ -164,6 +186,13 @@ function judgeMemory({ memory }: Results): Verdict {
       rule: 'below',
       summary: single(mib),
     },
+  ]);
+}
+
+function judgeSnapshotMemory({ snapshotMemory }: Results): Verdict {
+  const mib = snapshotMemory && snapshotMemory.residentBytes / MIB;
+  return verdict('tracked: MiB of memory for the change tracker and an empty snapshot on 16 TiB', [
+    { name: 'VmRSS', bar: SNAPSHOT_MEMORY_BAR_MIB, rule: 'below', summary: single(mib) },
   ]);
 }
 

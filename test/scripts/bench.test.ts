@@ -1,12 +1,15 @@
-import { existsSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { fioArguments, parseFio, type Section } from '../../scripts/benchmark/fio.js';
-import { Image, MIB } from '../../scripts/benchmark/image.js';
+import { Image, MIB, overwrite } from '../../scripts/benchmark/image.js';
 import { Interrupted, Lab } from '../../scripts/benchmark/lab.js';
 import { formatRatio, formatReport, formatTable, formatValue, wrap } from '../../scripts/benchmark/report.js';
 import {
+  type FreshSample,
   firstTouchRatio,
+  freshRatio,
   type Results,
   ratioToPeer,
   ratioToReference,
@@ -22,8 +25,10 @@ const NOTHING: Results = {
   samples: [],
   firstTouch: [],
   overlays: [],
+  freshSnapshot: [],
   crc: undefined,
   memory: undefined,
+  snapshotMemory: undefined,
   hydration: [],
   cloneOpening: undefined,
   failures: [],
@@ -32,6 +37,11 @@ const NOTHING: Results = {
 
 function sample(subject: string, round: number, value: number, reference: number | undefined): Sample {
   return { subject, placement: 'loop', workload: 'randread-4', unit: 'iops', round, value, reference };
+}
+
+/** A sequential write, in MB/s. */
+function fresh(subject: string, placement: 'file' | 'loop', round: number, value: number): FreshSample {
+  return { subject, placement, workload: 'write', unit: 'bytesPerSecond', round, value: value * 1e6 };
 }
 
 describe('statistics', () => {
@@ -77,6 +87,20 @@ describe('statistics', () => {
     const touches = [touch('file', 1, 1, 100), touch('file', 8, 1, 400), touch('file', 8, 2, 900)];
     expect(firstTouchRatio([...touches, touch('loop', 8, 1, 5)], 'file', 8)?.median).toBe(4);
     expect(firstTouchRatio(touches, 'loop', 8)).toBeUndefined();
+  });
+
+  test('fresh subjects are compared inside a round and a placement', () => {
+    const samples = [
+      fresh('snapshot-fresh', 'file', 1, 300),
+      fresh('linear-lanes', 'file', 1, 1000),
+      fresh('snapshot-fresh', 'file', 2, 100),
+      fresh('linear-lanes', 'file', 2, 200),
+      fresh('snapshot-fresh', 'file', 3, 100),
+      fresh('linear-lanes', 'loop', 3, 1),
+    ];
+    const key = { subject: 'snapshot-fresh', placement: 'file', workload: 'write' } as const;
+    expect(freshRatio(samples, key, 'linear-lanes')).toEqual({ median: 0.4, min: 0.3, max: 0.5 });
+    expect(freshRatio(samples, { ...key, placement: 'loop' }, 'linear-lanes')).toBeUndefined();
   });
 });
 
@@ -133,6 +157,22 @@ describe('fio', () => {
   });
 });
 
+describe('image', () => {
+  test('a piece is written over at every step, the last one as far as the range goes', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'dmfuse-bench-test-'));
+    const path = join(folder, 'image');
+    try {
+      writeFileSync(path, '..........');
+      await overwrite(path, 9, { pieceBytes: 2, stepBytes: 4 });
+      expect(readFileSync(path, 'latin1')).toBe('ZZ..ZZ..Z.');
+      await overwrite(path, 3);
+      expect(readFileSync(path, 'latin1')).toBe('ZZZ.ZZ..Z.');
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+});
+
 describe('report', () => {
   test('columns line up, the first to the left', () => {
     expect(formatTable([['', 'one'], ['kernel loop', '114k/s'], ['x']])).toBe(
@@ -153,6 +193,17 @@ describe('report', () => {
     expect(lines.length).toBeGreaterThan(1);
     expect(lines.every((line) => line.length <= 130)).toBe(true);
     expect(lines.join(' ').match(/word/g)).toHaveLength(60);
+  });
+
+  test('a fresh snapshot and what large devices cost', () => {
+    const results: Results = {
+      ...NOTHING,
+      freshSnapshot: [fresh('snapshot-fresh', 'loop', 1, 350), fresh('snapshot-fresh', 'loop', 2, 450)],
+      snapshotMemory: { deviceBytes: 16 * 2 ** 40 - 4096, residentBytes: 7 * MIB },
+    };
+    const text = formatReport(results, WORKLOADS, []);
+    expect(text).toMatch(/snapshot-fresh, loop +400 MB\/s 350 MB\/s-450 MB\/s/);
+    expect(text).toContain('on a device of 16 TiB less 4096 bytes: 7 MiB');
   });
 
   test('a run without a figure says so, and what was missing or failed', () => {
@@ -207,6 +258,33 @@ describe('verdicts', () => {
     expect(find('bow-2, file').word).toBe('UNKNOWN');
     expect(find('linear-lanes, loop').figures[0]!.summary?.median).toBeCloseTo(7 / 3);
     expect(find('bow-0').word).toBe('SHORT');
+  });
+
+  test('filters are held to linear through the lanes', () => {
+    const write = (subject: string, value: number) => ({
+      ...sample(subject, 1, value, 100),
+      workload: 'write',
+    });
+    const results: Results = {
+      ...NOTHING,
+      samples: [
+        ...[sample('linear-lanes', 1, 50, 100), write('linear-lanes', 100)],
+        ...[write('tracked', 96), write('snapshot-steady', 89), sample('snapshot-image', 1, 45, 100)],
+      ],
+      freshSnapshot: [fresh('linear-lanes', 'file', 1, 1000), fresh('snapshot-fresh', 'file', 1, 290)],
+      snapshotMemory: { deviceBytes: 16 * 2 ** 40, residentBytes: 31 * MIB },
+    };
+    const verdicts = judge(results, ['randread-4']);
+    const figureOf = (start: string, name: string) => {
+      const { figures } = verdicts.find(({ title }) => title.startsWith(start))!;
+      return wordOf(figures.find((figure) => figure.name === name)!);
+    };
+    expect(figureOf('tracked, loop', 'write')).toBe('PASS');
+    expect(figureOf('tracked, loop', 'randwrite-4')).toBe('UNKNOWN');
+    expect(figureOf('snapshot-steady, loop', 'write')).toBe('SHORT');
+    expect(figureOf('snapshot-image, loop', 'randread-4')).toBe('PASS');
+    expect(figureOf('snapshot-fresh, file', 'write')).toBe('SHORT');
+    expect(figureOf('tracked: ', 'VmRSS')).toBe('PASS');
   });
 });
 

@@ -17,6 +17,9 @@ const PROBE_BYTES = 4096;
 const CLONE_REGION_SECTORS = 128;
 const CLONE_METADATA_BYTES = 8 << 20;
 const HYDRATION_LIMIT_SECONDS = 60;
+const SNAPSHOT = 'snapshots/s';
+/** Of a snapshot: the mount's default, for devices of up to 64 TiB. */
+const CHUNK_BYTES = 256 << 10;
 
 /** One mount and its daemon, used through its files as a shell would. */
 export class DmfuseMount {
@@ -85,10 +88,38 @@ export class DmfuseMount {
     await writeControl(this.path(name, file), line);
   }
 
+  /** Takes a snapshot of a target that is tracked, with storage of its own. Throws what `state` says when it is refused. */
+  async takeSnapshot(lab: Lab, name: string, storageBytes: number): Promise<void> {
+    const storage = await scratchDisk(lab, 'storage', storageBytes);
+    await mkdir(join(this.folder, SNAPSHOT));
+    try {
+      await this.control(SNAPSHOT, 'devices', `add ${name}`);
+      await this.control(SNAPSHOT, 'storage', `${quoteWord(storage)} 0 ${storageBytes / SECTOR_BYTES}`);
+      await this.control(SNAPSHOT, 'take', '1');
+    } catch (error) {
+      throw new Error(`snapshot: ${await readFile(this.path(SNAPSHOT, 'state'), 'utf8').catch(() => error)}`);
+    }
+  }
+
+  /** Ends the snapshot. */
+  async removeSnapshot(): Promise<void> {
+    await rmdir(join(this.folder, SNAPSHOT));
+  }
+
+  /** The image of a target in the snapshot. */
+  snapshotImage(name: string): string {
+    return join(this.folder, SNAPSHOT, 'images', name);
+  }
+
+  /** How much has been copied to the storage of the snapshot. */
+  async copiedBytes(): Promise<number> {
+    const state = await readFile(this.path(SNAPSHOT, 'state'), 'utf8');
+    return Number(/^filled (\d+)$/m.exec(state)![1]) * SECTOR_BYTES;
+  }
+
   /** Makes what was written durable. */
   async flush(name: string): Promise<void> {
-    const device = await open(this.path(name, 'device'), 'r+');
-    await device.sync().finally(() => device.close());
+    await sync(this.path(name, 'device'));
   }
 
   /** True when all regions of a clone are. */
@@ -106,13 +137,18 @@ export class DmfuseMount {
   }
 }
 
+async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r+');
+  await file.sync().finally(() => file.close());
+}
+
 async function writeControl(path: string, line: string): Promise<void> {
   await writeFile(path, `${line}\n`, { flag: 'r+' });
 }
 
 /**
  * `table` makes what the target needs besides the image and gives the table line; `prepare` gets a mount with the target `device` and returns when it
- * is in its state.
+ * is in its state; `shown` is the file that is measured, by default its `device`.
  */
 function dmfuse(
   name: string,
@@ -120,12 +156,14 @@ function dmfuse(
   table: (lab: Lab, image: Image) => string | Promise<string>,
   {
     prepare = async () => {},
+    shown = (mount) => mount.path('device', 'device'),
     passthrough = false,
     ownFiles = false,
     readOnly = false,
     judged = true,
   }: {
-    prepare?: (mount: DmfuseMount, image: Image) => Promise<void>;
+    prepare?: (mount: DmfuseMount, image: Image, lab: Lab) => Promise<void>;
+    shown?: (mount: DmfuseMount) => string;
     passthrough?: boolean;
     ownFiles?: boolean;
     readOnly?: boolean;
@@ -140,8 +178,8 @@ function dmfuse(
     async start(lab, image): Promise<Served> {
       const mount = await DmfuseMount.start(lab);
       await mount.create('device', await table(lab, image));
-      await prepare(mount, image);
-      const path = mount.path('device', 'device');
+      await prepare(mount, image, lab);
+      const path = shown(mount);
       if (!passthrough) return { path, cache: 'server', ownFiles, readOnly };
       if (await mount.passesThrough('device')) return { path, cache: 'own', ownFiles };
       return { path, cache: 'server', note: 'no FUSE passthrough here (Linux 6.9): served by the lanes' };
@@ -240,6 +278,52 @@ async function ownAll(mount: DmfuseMount, image: Image): Promise<void> {
     throw new Error(`cow: the layer holds ${owned} sectors`);
 }
 
+async function track(mount: DmfuseMount): Promise<void> {
+  await mount.control('device', 'filter', 'blksnap');
+}
+
+/** With storage for all of the image. */
+async function trackAndTake(mount: DmfuseMount, image: Image, lab: Lab): Promise<void> {
+  await track(mount);
+  await mount.takeSnapshot(lab, 'device', image.sizeBytes);
+}
+
+async function copyAll(mount: DmfuseMount, image: Image, lab: Lab): Promise<void> {
+  await trackAndTake(mount, image, lab);
+  await overwrite(mount.path('device', 'device'), image.regionBytes);
+  await requireCopied(mount, image.regionBytes);
+}
+
+/** Every second chunk of the snapshot's image comes from its storage. */
+async function copyHalf(mount: DmfuseMount, image: Image, lab: Lab): Promise<void> {
+  await trackAndTake(mount, image, lab);
+  const halves = { pieceBytes: CHUNK_BYTES, stepBytes: 2 * CHUNK_BYTES };
+  await overwrite(mount.path('device', 'device'), image.regionBytes, halves);
+  await requireCopied(mount, image.regionBytes / 2);
+}
+
+/** Checks how much the snapshot has copied, and makes it durable: write-back would be measured with what comes. */
+async function requireCopied(mount: DmfuseMount, bytes: number): Promise<void> {
+  await sync(mount.snapshotImage('device'));
+  const copied = await mount.copiedBytes();
+  if (copied !== bytes) throw new Error(`snapshot: ${copied} bytes are copied, not ${bytes}`);
+}
+
+/** A table of `linear` whose I/O the kernel leaves to us, as that of a filter. */
+const throughLanes = plain((path) => `linear ${path} 0 1 no_passthrough`);
+
+export const linearLanes = dmfuse('linear-lanes', 'linear, I/O served by the lanes', throughLanes);
+
+/** A fresh snapshot: what is written to the device is copied first. */
+export const snapshotFresh = dmfuse(
+  'snapshot-fresh',
+  'linear in a snapshot that was just taken',
+  throughLanes,
+  {
+    prepare: trackAndTake,
+  },
+);
+
 /** A fresh layer: what is written to it is written there for the first time. */
 export const cowFresh = dmfuse('cow-fresh', 'cow, a fresh layer on the image', layered, { judged: false });
 
@@ -252,11 +336,7 @@ export const dmfuseSubjects: readonly Subject[] = [
       passthrough: true,
     },
   ),
-  dmfuse(
-    'linear-lanes',
-    'linear, I/O served by the lanes',
-    plain((path) => `linear ${path} 0 1 no_passthrough`),
-  ),
+  linearLanes,
   dmfuse(
     'bow-0',
     'bow before the checkpoint',
@@ -302,4 +382,16 @@ export const dmfuseSubjects: readonly Subject[] = [
     (lab, image) => cloneTable(lab, image, CLONE_REGION_SECTORS, '0'),
     { prepare: hydrate, passthrough: true, ownFiles: true },
   ),
+  dmfuse('tracked', 'linear through the lanes with the filter blksnap, no snapshot', throughLanes, {
+    prepare: track,
+  }),
+  dmfuse('snapshot-steady', 'the same in a snapshot, every chunk copied already', throughLanes, {
+    prepare: copyAll,
+  }),
+  dmfuse('snapshot-image', 'the image of a snapshot, every second chunk of it in the storage', throughLanes, {
+    prepare: copyHalf,
+    shown: (mount) => mount.snapshotImage('device'),
+    ownFiles: true,
+    readOnly: true,
+  }),
 ];

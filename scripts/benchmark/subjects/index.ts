@@ -1,6 +1,6 @@
 /** All subjects, in the order of the table. */
 import type { Subject } from '../subject.js';
-import { cowFresh, dmfuseSubjects } from './dmfuse.js';
+import { cowFresh, dmfuseSubjects, linearLanes, snapshotFresh } from './dmfuse.js';
 import { fuseNative } from './fuse-native.js';
 import { nbdfuse, nbdfuseCow } from './nbdfuse.js';
 import { qemuQcow2, qemuRaw } from './qemu.js';
@@ -26,3 +26,6 @@ export const SUBJECTS: readonly Subject[] = [
 
 /** Those that are measured fresh: all on the same image, with nothing written to them yet. */
 export const OVERLAYS: readonly Subject[] = [cowFresh, qemuQcow2, nbdfuseCow];
+
+/** A fresh snapshot, and what it is compared with. */
+export const FRESH_SNAPSHOT: readonly Subject[] = [snapshotFresh, linearLanes];

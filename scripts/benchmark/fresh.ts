@@ -1,43 +1,44 @@
-/** Fresh overlays: what is written to them is written there for the first time, what is read comes from their base. */
-
+/** Subjects that are fresh in each measurement, which touches each block once at most. */
 import { runFio, type Section } from './fio.js';
 import { type Image, touchMemory } from './image.js';
 import type { Lab } from './lab.js';
 import { attachLoop } from './loop-device.js';
 import type { Findings } from './measure.js';
-import { type OverlaySample, PLACEMENTS, type Placement } from './results.js';
+import { type FreshSample, PLACEMENTS, type Placement } from './results.js';
 import type { Subject } from './subject.js';
-import { isWrite, random, WORKLOADS, type Workload } from './workloads.js';
+import { isWrite, random, type Workload } from './workloads.js';
 
-export interface OverlayPlan {
+export interface FreshPlan {
+  /** What the subjects are, for people. */
+  readonly what: string;
   readonly subjects: readonly Subject[];
+  readonly workloads: readonly Workload[];
   readonly rounds: number;
   /** Of each measurement, at most: it ends when every block has been touched. */
   readonly seconds: number;
   readonly progress: (line: string) => void;
 }
 
-const MEASURED = WORKLOADS.filter(({ name }) => ['randwrite-4', 'read', 'write'].includes(name));
 /** In the part of the image that is not measured: what a server that has just started still compiles and maps. */
 const WARM_UPS = [random('randread', 4), random('randwrite', 4)];
 const WARM_UP_SECONDS = 0.3;
 
-/** All rounds, each measurement with an overlay of its own. */
-export async function measureOverlays(
+/** All rounds; in each measurement the subject comes up anew. */
+export async function measureFresh(
   lab: Lab,
   image: Image,
-  { subjects, rounds, seconds, progress }: OverlayPlan,
+  { what, subjects, workloads, rounds, seconds, progress }: FreshPlan,
   findings: Findings,
-): Promise<OverlaySample[]> {
-  const samples: OverlaySample[] = [];
+): Promise<FreshSample[]> {
+  const samples: FreshSample[] = [];
   await image.warm(image.sizeBytes);
   for (let round = 1; round <= rounds; round++) {
-    for (const workload of MEASURED) {
+    for (const workload of workloads) {
       for (const placement of PLACEMENTS) {
-        progress(`fresh overlays, ${placement}, ${workload.name}: round ${round} of ${rounds}`);
+        progress(`${what}, ${placement}, ${workload.name}: round ${round} of ${rounds}`);
         for (const subject of subjects) {
-          const what = `fresh ${subject.name}, ${placement}, ${workload.name}`;
-          const value = await findings.attempt(what, round, () =>
+          const failing = `fresh ${subject.name}, ${placement}, ${workload.name}`;
+          const value = await findings.attempt(failing, round, () =>
             measureOne(lab, image, { subject, placement, workload, seconds }),
           );
           const { name, unit } = workload;
