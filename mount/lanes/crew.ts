@@ -61,8 +61,11 @@ export class Crew {
     return { progress, node: Atomics.load(words, own + 1) };
   }
 
-  /** Before a lane asks for a request: a spare one rests here while it is not needed. */
-  rest(): void {
+  /**
+   * Before a lane asks for a request: a spare one rests here while it is not needed. `look` is called now and then meanwhile: for
+   * what the lane would else hear of with its next request, which may come in weeks.
+   */
+  rest(look: () => void): void {
     if (this.lane < this.regulars || this.heat > 0) return;
     this.heat = STAY;
     if (this.areStuck()) return;
@@ -72,6 +75,7 @@ export class Crew {
     const calls = Atomics.load(words, CALLS);
     // After CALLS was read: an end that comes later makes it another.
     while (Atomics.load(words, ENDED) === 0 && Atomics.wait(words, CALLS, calls, patience) === 'timed-out') {
+      look();
       if (this.areStuck()) this.call();
     }
     Atomics.sub(words, RESTING, 1);

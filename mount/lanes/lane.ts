@@ -45,7 +45,7 @@ const replyView = new DataView(reply.buffer);
 const replyBody = reply.subarray(OUT_HEADER_BYTES);
 
 markIoFlusher();
-for (crew.rest(); readRequest(); crew.rest()) serve();
+for (crew.rest(adoptChanges); readRequest(); crew.rest(adoptChanges)) serve();
 crew.leave();
 
 /** False when the mount is gone. */
@@ -85,7 +85,7 @@ function serveData(operation: Operation): boolean {
   let errno = 0;
   let bytes = 0;
   try {
-    if (Atomics.load(controlWords, REGISTRY_VERSION) !== registryVersion) drainRegistry();
+    adoptChanges();
     device = devicesByNode.get(request.node);
     if (!device) return false;
     // A flush waits for the disk, whatever came before.
@@ -131,7 +131,8 @@ function handToMain(): void {
   send({ kind: 'request', bytes }, bytes.buffer);
 }
 
-function drainRegistry(): void {
+function adoptChanges(): void {
+  if (Atomics.load(controlWords, REGISTRY_VERSION) === registryVersion) return;
   // Before the port is drained: a change that comes after this line is seen at the next request.
   registryVersion = Atomics.load(controlWords, REGISTRY_VERSION);
   for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) {
