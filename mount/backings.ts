@@ -47,7 +47,7 @@ export class Backings {
       const claim = this.claims[i]!;
       if (claim.owner !== owner) continue;
       this.claims.splice(i, 1);
-      if (claim.backing.kind === 'file') closeSync(claim.backing.fd);
+      if (claim.backing.kind === 'file') closeFile(claim.backing.fd);
     }
   }
 
@@ -122,6 +122,15 @@ export class Backings {
       const slaves = await readdir(`${at}/slaves`).catch(() => []);
       pending.push(...slaves.map((name) => `/sys/class/block/${name}`));
     }
+  }
+}
+
+/** What was to be durable has been flushed before; one that fails is closed all the same, and the others must be too. */
+function closeFile(fd: number): void {
+  try {
+    closeSync(fd);
+  } catch {
+    // Nobody is left to tell.
   }
 }
 

@@ -205,6 +205,7 @@ export class MountedSnapshots {
   }
 
   private async openStorage(path: string, owner: number): Promise<StorageFile> {
+    if (!path.startsWith('/')) throw new DmError('EINVAL', `${path}: not an absolute path`);
     const found = await statBacking(path);
     const key = inodeKey(found);
     const { storage } = this.kept.get(owner)!;

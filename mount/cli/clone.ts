@@ -10,7 +10,8 @@ import { SECTOR_BYTES } from '../../src/units.js';
 import { requireMount } from './find-mount.js';
 import { withImage } from './images.js';
 import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
-import { Interrupted, withProgress } from './progress.js';
+import { withProgress } from './progress.js';
+import { Interrupted } from './signals.js';
 
 /** Damaged blocks that are named; the others are counted. */
 const DAMAGE_SHOWN = 100;

@@ -16,7 +16,8 @@ import { mergeTop } from '../../src/targets/cow/merge.js';
 import { CowTarget } from '../../src/targets/cow/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { printJson, say } from './output.js';
-import { Interrupted, withProgress } from './progress.js';
+import { withProgress } from './progress.js';
+import { Interrupted } from './signals.js';
 import { isLayer, isTableLine, layerArgs, layersIn, type Stack, stackTable, withStack } from './stack.js';
 
 export interface CowCreateOptions {

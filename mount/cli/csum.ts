@@ -14,7 +14,8 @@ import { type FoundVolume, formatArgs, lookForVolume, type Places } from '../../
 import { SECTOR_BYTES } from '../../src/units.js';
 import { withImages } from './images.js';
 import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
-import { Interrupted, withProgress } from './progress.js';
+import { withProgress } from './progress.js';
+import { Interrupted } from './signals.js';
 
 export interface CsumOptions {
   /** Sectors. */

@@ -15,6 +15,8 @@ const STACK_HELP =
   'a base and its layers, bottom to top, each with LAYER.bitmap beside it; or a table line in one word, ' +
   'which layers may follow';
 
+const NO_FREEZE_HELP = 'freeze no file systems: images are as a power cut leaves a disk';
+
 function program(): Command {
   const dmfuse = new Command('dmfuse')
     .description(
@@ -218,18 +220,159 @@ function program(): Command {
     .argument('<NAME>')
     .action(async (mountPoint, name) => (await import('./clone.js')).waitHydrated(mountPoint, name));
 
-  const groups = [bow, csum, cow, clone];
+  const snapshot = dmfuse
+    .command('snapshot')
+    .description('coherent snapshots of targets in use, and what grows and watches them');
+  snapshot
+    .command('create')
+    .summary('make one, and print its UUID')
+    .description('make a snapshot, to be taken later, and print its UUID; tracks the targets from now on')
+    .argument('<MNT>')
+    .argument('<S>', 'the directory that the snapshot gets in MNT/snapshots')
+    .option('--device <NAME>', 'a target that is to be in it; can be repeated', collect, [])
+    .action(async (mountPoint, name, options) =>
+      (await import('./snapshot.js')).create(mountPoint, name, options),
+    );
+  snapshot
+    .command('append')
+    .summary('give it storage')
+    .description('give it sectors of a file or block device, where what the targets overwrite is kept')
+    .argument('<MNT>')
+    .argument('<S>')
+    .argument('<PATH>', 'a file, made where there is none, or a block device; what it holds there goes')
+    .argument('<SECTOR>', 'the first one', parseSectors)
+    .argument('<COUNT>', 'sectors', parseSize)
+    .action(async (mountPoint, name, path, sector, count) =>
+      (await import('./snapshot.js')).append(mountPoint, name, path, sector, count),
+    );
+  snapshot
+    .command('take')
+    .summary('take its targets at one moment')
+    .description('take all of its targets at one moment; file systems on them are frozen for that moment')
+    .argument('<MNT>')
+    .argument('<S>')
+    .option('--no-freeze', NO_FREEZE_HELP)
+    .action(async (mountPoint, name, options) =>
+      (await import('./snapshot.js')).take(mountPoint, name, options),
+    );
+  snapshot
+    .command('list')
+    .summary('list them')
+    .description('list the snapshots: name, state, UUID, targets')
+    .argument('<MNT>')
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, options) => (await import('./snapshot.js')).list(mountPoint, options));
+  snapshot
+    .command('show')
+    .summary('print state, storage, images')
+    .description('print its state, its storage in sectors, and where the images are')
+    .argument('<MNT>')
+    .argument('<S>')
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, name, options) =>
+      (await import('./snapshot.js')).show(mountPoint, name, options),
+    );
+  snapshot
+    .command('watch')
+    .summary('print its events as they come')
+    .description('print its events as they come, until it is destroyed')
+    .argument('<MNT>')
+    .argument('<S>')
+    .option('--json', 'print a JSON object a line', false)
+    .action(async (mountPoint, name, options) =>
+      (await import('./snapshot.js')).watch(mountPoint, name, options),
+    );
+  snapshot
+    .command('destroy')
+    .summary('destroy it')
+    .description('destroy it, whoever reads its images; the targets stay tracked')
+    .argument('<MNT>')
+    .argument('<S>')
+    .action(async (mountPoint, name) => (await import('./snapshot.js')).destroy(mountPoint, name));
+  snapshot
+    .command('run')
+    .summary('one for as long as COMMAND runs')
+    .description(
+      'make and take a snapshot, run COMMAND, destroy it. COMMAND finds the images in DMFUSE_IMAGES, one a line in the ' +
+        'order of --device, the first in DMFUSE_IMAGE, and MNT/snapshots/S in DMFUSE_SNAPSHOT. The exit code is ' +
+        "COMMAND's, or 1 when it was 0 and an image was lost meanwhile",
+    )
+    .usage('[options] <MNT> <S> --device <NAME>... --storage <PATH> -- <COMMAND> [ARG...]')
+    .argument('<MNT>')
+    .argument('<S>')
+    .argument('<COMMAND...>')
+    .requiredOption('--device <NAME>', 'a target that is to be in it; can be repeated', collect)
+    .requiredOption(
+      '--storage <PATH>',
+      'where what is overwritten is kept: a file that is made for it, an empty one, or a block device',
+    )
+    .addOption(
+      new Option('--grow <SIZE>', 'how much of PATH is taken at a time: bytes, or K M G T of 1024')
+        .argParser(parseBytes)
+        .default(2 ** 30, '1G'),
+    )
+    .option('--no-freeze', NO_FREEZE_HELP)
+    .action(async (mountPoint, name, command, options) =>
+      (await import('./snapshot-run.js')).run(mountPoint, name, command, options),
+    );
+
+  const cbt = dmfuse.command('cbt').description('which blocks of a target have changed since which snapshot');
+  cbt
+    .command('info')
+    .description('print the block size, the generation and the number of the last take')
+    .argument('<MNT>')
+    .argument('<NAME>')
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, name, options) => (await import('./cbt.js')).info(mountPoint, name, options));
+  cbt
+    .command('map')
+    .description(
+      'list the blocks that had changed at the last take, a line a run: sector, count, number of the take that ended ' +
+        'the change. With --since, sector and count of what an incremental backup has to copy',
+    )
+    .argument('<MNT>')
+    .argument('<NAME>')
+    .option('--since <N>', 'changes_number at the backup before: only what changed after it', parseNumber)
+    .option(
+      '--generation <UUID>',
+      'generation_id at the backup before: where it is another one now, all of the device is listed',
+    )
+    .addOption(new Option('--raw', 'write the map itself, a byte a block').conflicts(['since', 'json']))
+    .option('--json', 'print JSON', false)
+    .action(async (mountPoint, name, options, command: Command) => {
+      if (options.generation !== undefined && options.since === undefined) {
+        command.error('error: --generation is of use with --since only');
+      }
+      (await import('./cbt.js')).map(mountPoint, name, options);
+    });
+  cbt
+    .command('dirty')
+    .description('say that ranges have changed, so that the next backup copies them: all of them or none')
+    .usage('[options] <MNT> <NAME> <SECTOR> <COUNT> [<SECTOR> <COUNT>]...')
+    .argument('<MNT>')
+    .argument('<NAME>')
+    .argument('<SECTOR COUNT...>', 'in sectors', (value: string, previous: number[] | undefined) => [
+      ...(previous ?? []),
+      parseSectors(value),
+    ])
+    .action(async (mountPoint, name, numbers: number[], _options, command: Command) => {
+      if (numbers.length % 2 === 1) command.error("error: missing required argument 'COUNT'");
+      await (await import('./cbt.js')).dirty(mountPoint, name, numbers);
+    });
+
+  const groups = [bow, csum, cow, clone, snapshot, cbt];
   for (const command of [dmfuse, ...dmfuse.commands, ...groups.flatMap(({ commands }) => commands)])
     command.exitOverride();
   return dmfuse;
 }
 
 /** A default is worth a word where it is a value, not where it is an option left out. */
-function describeOption({ description, defaultValue }: Option): string {
-  return typeof defaultValue === 'number' ? `${description} (default: ${defaultValue})` : description;
+function describeOption({ description, defaultValue, defaultValueDescription }: Option): string {
+  if (typeof defaultValue !== 'number') return description;
+  return `${description} (default: ${defaultValueDescription ?? defaultValue})`;
 }
 
-function collect(value: string, previous: string[]): string[] {
+function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }
 
@@ -252,6 +395,21 @@ function parseSize(value: string): number {
   const sectors = parseSectors(value);
   if (sectors > 0) return sectors;
   throw new InvalidArgumentError('expected at least one sector');
+}
+
+/** Bytes, whole sectors of them. */
+function parseBytes(value: string): number {
+  const [, digits, unit = ''] = /^(\d+)([KMGT]?)$/.exec(value) ?? [];
+  const bytes = Number(digits) * 1024 ** ' KMGT'.indexOf(unit || ' ');
+  if (digits !== undefined && bytes > 0 && bytes % 512 === 0 && bytes <= 512 * SECTORS_MAX) return bytes;
+  throw new InvalidArgumentError('expected bytes, or K, M, G, T of 1024, and whole sectors (512 bytes)');
+}
+
+/** A byte of a change map. */
+function parseNumber(value: string): number {
+  const number = Number(value);
+  if (/^\d+$/.test(value) && number <= 255) return number;
+  throw new InvalidArgumentError('expected a number from 0 to 255');
 }
 
 function parseBlockSize(value: string): number {

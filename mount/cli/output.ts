@@ -12,6 +12,16 @@ export function printJson(value: object): void {
   process.stdout.write(`${JSON.stringify({ output_version: OUTPUT_VERSION, ...value }, null, 2)}\n`);
 }
 
+/** One JSON object, on one line. */
+export function jsonLine(value: object): string {
+  return JSON.stringify({ output_version: OUTPUT_VERSION, ...value });
+}
+
+/** Tells people something that is no result. */
+export function note(text: string): void {
+  process.stderr.write(`dmfuse: ${text}\n`);
+}
+
 /** Shows a line that replaces the one before, for people who watch a terminal; nothing for everybody else. */
 export function showProgress(line: string): void {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);

@@ -5,21 +5,10 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { WorkDone } from '../../src/progress.js';
 import { showProgress } from './output.js';
+import { Interrupted } from './signals.js';
 
 const INTERVAL_MS = 100;
 const BAR_WIDTH = 24;
-
-/** SIGINT or SIGTERM came while the work ran. */
-export class Interrupted extends Error {
-  constructor(readonly signal: 'SIGINT' | 'SIGTERM') {
-    super(`interrupted by ${signal}`);
-  }
-
-  /** As a shell reports a command that the signal ended. */
-  get exitCode(): number {
-    return this.signal === 'SIGINT' ? 130 : 143;
-  }
-}
 
 /**
  * Runs work that reports how far it is. With `interruptible` SIGINT and SIGTERM make the next report throw Interrupted;

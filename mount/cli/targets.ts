@@ -3,6 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from '
 import { join } from 'node:path';
 import { DmError, type ErrnoName } from '../../src/errors.js';
 import { SNAPSHOTS } from '../tree/folder.js';
+import { daemonIsDead, explain, targetFolder } from './control.js';
 import { requireMount } from './find-mount.js';
 import { printJson } from './output.js';
 
@@ -87,24 +88,11 @@ function readNames(mountPoint: string): string[] {
   try {
     return readdirSync(mountPoint).filter((name) => name !== SNAPSHOTS);
   } catch (error) {
-    throw explain(error, mountPoint, {
-      ENOTCONN: `its daemon is dead; \`dmfuse umount ${mountPoint}\` clears it away`,
-    });
+    throw explain(error, mountPoint, daemonIsDead(mountPoint));
   }
 }
 
 function readStats(path: string): Record<string, number> {
   const lines = readFileSync(path, 'utf8').trim().split('\n');
   return Object.fromEntries(lines.map((line) => line.split(' ')).map(([key, value]) => [key, Number(value)]));
-}
-
-function targetFolder(mountArgument: string, name: string): string {
-  if (name === '' || name.includes('/'))
-    throw new DmError('EINVAL', `\`${name}\` is not the name of a target`);
-  return join(requireMount(mountArgument), name);
-}
-
-function explain(error: unknown, what: string, reasons: Partial<Record<ErrnoName, string>>): DmError {
-  const { code = 'EIO', message } = error as { code?: ErrnoName; message?: string };
-  return new DmError(code, `${what}: ${reasons[code] ?? message}`);
 }

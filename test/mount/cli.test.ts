@@ -6,6 +6,8 @@ const BOW_COMMANDS = ['restore', 'check', 'dump'];
 const CSUM_COMMANDS = ['format', 'check'];
 const COW_COMMANDS = ['create', 'commit', 'flatten', 'map'];
 const CLONE_COMMANDS = ['dump', 'check', 'wait'];
+const SNAPSHOT_COMMANDS = ['create', 'append', 'take', 'list', 'show', 'watch', 'destroy', 'run'];
+const CBT_COMMANDS = ['info', 'map', 'dirty'];
 const COMMANDS = [
   '',
   'mount',
@@ -22,6 +24,10 @@ const COMMANDS = [
   ...COW_COMMANDS.map((verb) => `cow ${verb}`),
   'clone',
   ...CLONE_COMMANDS.map((verb) => `clone ${verb}`),
+  'snapshot',
+  ...SNAPSHOT_COMMANDS.map((verb) => `snapshot ${verb}`),
+  'cbt',
+  ...CBT_COMMANDS.map((verb) => `cbt ${verb}`),
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {

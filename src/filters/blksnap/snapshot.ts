@@ -6,7 +6,7 @@
  * A take that fails leaves everything as it was before. What is refused is kept, for `state` to say.
  */
 import { randomUUID } from 'node:crypto';
-import { DmError, messageOf } from '../../errors.js';
+import { DmError, type ErrnoName, messageOf } from '../../errors.js';
 import { RwLock } from '../../shared/rwlock.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
@@ -200,12 +200,24 @@ export class Snapshot {
     requireDisjoint([...this.ranges, ...added], ({ key }) => this.paths.get(key)!);
     for (const { line, file } of opened) {
       if (file.isBlockDevice) continue;
-      const { offset, sectors } = rangeOf(line, file);
-      await this.host.allocateStorage(file.fd, offset, sectors * SECTOR_BYTES);
+      await this.allocate(line, file);
     }
     this.requireAlive();
     this.storage.append(added);
     this.ranges.push(...added);
+  }
+
+  private async allocate(line: StorageLine, file: StorageFile): Promise<void> {
+    const { offset, sectors } = rangeOf(line, file);
+    try {
+      await this.host.allocateStorage(file.fd, offset, sectors * SECTOR_BYTES);
+    } catch (error) {
+      const { code = 'EIO' } = error as { code?: ErrnoName };
+      throw new DmError(
+        code,
+        `${line.path}: no space for ${sectors} sectors from ${line.sector} on (${code}): append fewer, or elsewhere`,
+      );
+    }
   }
 
   private async takeDevices(): Promise<void> {

@@ -1,0 +1,39 @@
+/** /proc/self/mountinfo: what is mounted where, as this process sees it. */
+import { readFileSync } from 'node:fs';
+
+export interface MountInfo {
+  readonly id: number;
+  /** MAJ:MIN of the file system. */
+  readonly device: string;
+  readonly mountPoint: string;
+  readonly type: string;
+  readonly source: string;
+  /** Whether the file system is, wherever it is mounted. */
+  readonly isReadOnly: boolean;
+}
+
+export function readMountInfo(): MountInfo[] {
+  return readFileSync('/proc/self/mountinfo', 'utf8')
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => {
+      // ID PARENT MAJ:MIN ROOT MOUNT-POINT OPTIONS … - TYPE SOURCE SUPER-OPTIONS: proc(5)
+      const [mount = '', fileSystem = ''] = line.split(' - ');
+      const [id, , device = '', , mountPoint = ''] = mount.split(' ');
+      const [type = '', source = '', options = ''] = fileSystem.split(' ');
+      const isReadOnly = options.split(',').includes('ro');
+      return {
+        id: Number(id),
+        device,
+        mountPoint: unescapeOctal(mountPoint),
+        type,
+        source: unescapeOctal(source),
+        isReadOnly,
+      };
+    });
+}
+
+/** Blanks are octal escapes. */
+function unescapeOctal(word: string): string {
+  return word.replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8)));
+}
