@@ -337,7 +337,7 @@ export class Registry {
   private async loadNow(slot: Slot, line: string): Promise<void> {
     const table = parseTableLine(line);
     const type = targetType(table.type);
-    const identity = new Identity(type.name);
+    const identity = new Identity();
     const descriptor = await type.create(table.args, {
       length: table.length,
       device: this.outputs.device,
@@ -376,10 +376,8 @@ export class Registry {
   private async takeSavedFilter(slot: Slot, live: LiveTarget, identity: Identity) {
     const { savedFilters } = this.options;
     for (const type of savedFilters ? filterTypes() : []) {
-      const saved = type.restore && (await savedFilters!.take(slot.name, type.name));
-      // Another target may have had the name.
-      if (saved?.device !== identity.device) continue;
-      return { type, descriptor: await this.restoreFilter(slot, live, type, identity, saved.bytes) };
+      const bytes = type.restore && (await savedFilters!.take(slot.name, type.name));
+      if (bytes) return { type, descriptor: await this.restoreFilter(slot, live, type, identity, bytes) };
     }
     return undefined;
   }
@@ -389,12 +387,13 @@ export class Registry {
     slot: Slot,
     live: LiveTarget,
     type: FilterType,
-    { state }: Identity,
+    identity: Identity,
     bytes: Uint8Array,
   ): Promise<unknown> {
     const { size } = live.target;
+    const text = identity.text(tableLine(live));
     try {
-      if (state !== undefined) return type.restore!(bytes, { identity: state, size });
+      if (text !== undefined) return type.restore!(bytes, { identity: text, size });
       throw new DmError('EINVAL', 'a block device or a target that it stands on may have changed unseen');
     } catch (error) {
       slot.events.raise(`tracking_restarted reason=${JSON.stringify(messageOf(error))}`);
@@ -409,12 +408,12 @@ export class Registry {
     const { filter } = live;
     if (!savedFilters || !filter?.type.save) return;
     const identity = await ripeIdentity(() => {
-      const found = new Identity(live.type.name);
+      const found = new Identity();
       for (const backing of this.backings.of(slot.id)) found.add(backing);
       return found;
     });
-    const bytes = filter.type.save(filter.descriptor, identity.state ?? '');
-    await savedFilters.save(slot.name, filter.type.name, { device: identity.device, bytes });
+    const bytes = filter.type.save(filter.descriptor, identity.text(tableLine(live)) ?? '');
+    await savedFilters.save(slot.name, filter.type.name, bytes);
   }
 
   private async attachFilter(slot: Slot, type: FilterType, args: readonly string[]): Promise<void> {
