@@ -68,7 +68,8 @@ export function parseSectorRanges(
       const sector = parseCount(words[0]!, 'SECTOR');
       const count = parseCount(words[1]!, 'COUNT');
       if (count < least || sector > available || count > available - sector) {
-        throw new DmError('EINVAL', `\`${line}\` is outside the device's ${available} sectors or empty`);
+        const orEmpty = least > 0 ? ' or empty' : '';
+        throw new DmError('EINVAL', `\`${line}\` is outside the device's ${available} sectors${orEmpty}`);
       }
       return [{ offset: sector * SECTOR_BYTES, length: count * SECTOR_BYTES }];
     });

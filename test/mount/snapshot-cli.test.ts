@@ -539,7 +539,7 @@ describe('dmfuse cbt', () => {
     }
 
     expect(await lab.refusal('cbt', 'dirty', point, 'a', '0', '1', '513', '1')).toMatch(
-      /line 2: 1 sectors from sector 513 on, but the device has 513$/,
+      /line 2: `513 1` is outside the device's 513 sectors$/,
     );
     expect(await cbt('map', '--since', '1')).toBe('256 257\n');
     expect(await cbt('dirty', '0', '1', '200', '1', '5', '0')).toBe('');
