@@ -4,7 +4,7 @@
  */
 import { closeSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
-import { type Access, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
+import { type Access, deviceNumber, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
 import { DmError } from '../src/errors.js';
 import type { Backing, FileBacking, Target } from '../src/targets/target.js';
 
@@ -108,9 +108,7 @@ export class Backings {
    */
   private async refuseOwnLoop(path: string, device: number): Promise<void> {
     const mountDevice = await this.mountDevice();
-    const major = (device >>> 8) & 0xfff;
-    const minor = (device & 0xff) | ((device >>> 12) & 0xfff00);
-    const pending = [`/sys/dev/block/${major}:${minor}`];
+    const pending = [`/sys/dev/block/${deviceNumber(device)}`];
     for (let at = pending.pop(); at !== undefined; at = pending.pop()) {
       // A partition's folder lies inside its disk's.
       for (const folder of [at, `${at}/..`]) {

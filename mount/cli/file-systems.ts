@@ -1,6 +1,7 @@
 /** The file systems that stand on targets of a mount: through loop devices, and partitions, dm and md on those. */
 import { closeSync, constants, openSync, readdirSync, readFileSync, type Stats, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { deviceNumber } from '../../src/device/open.js';
 import { splitWords } from '../../src/table.js';
 import { SNAPSHOTS } from '../tree/folder.js';
 import { type MountInfo, readMountInfo } from './mount-info.js';
@@ -99,14 +100,6 @@ function isOnTop({ id, mountPoint }: MountInfo): boolean {
   } catch {
     return false;
   }
-}
-
-/** MAJ:MIN of a dev_t, as glibc has it. */
-export function deviceNumber(dev: number): string {
-  const bits = BigInt(dev);
-  const major = ((bits >> 8n) & 0xfffn) | ((bits >> 32n) & 0xfffff000n);
-  const minor = (bits & 0xffn) | ((bits >> 12n) & 0xffffff00n);
-  return `${major}:${minor}`;
 }
 
 function statOf(path: string): Stats | undefined {

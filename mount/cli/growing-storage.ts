@@ -1,9 +1,9 @@
 /** The storage of a snapshot that `snapshot run` makes: consecutive ranges of one file, appended as they are asked for. */
 import { readFileSync, type Stats, statSync, truncateSync, unlinkSync } from 'node:fs';
 import { resolve } from 'node:path';
+import { deviceNumber } from '../../src/device/open.js';
 import { DmError } from '../../src/errors.js';
 import { SECTOR_BYTES } from '../../src/units.js';
-import { deviceNumber } from './file-systems.js';
 import { makeFile } from './snapshot.js';
 import { appendStorage, readState } from './snapshot-files.js';
 

@@ -45,9 +45,9 @@ function program(): Command {
       'where the change maps of blksnap outlive a clean unmount; without it a mount begins new ones',
     )
     .option(
-      '--param <NAME=VALUE>',
-      'a parameter of blksnap, as in MNT/snapshots/params; can be repeated',
-      collect,
+      '-o, --param <NAME=VALUE[,…]>',
+      'parameters of blksnap, as in MNT/snapshots/params; can be repeated',
+      collectList,
       [],
     )
     .option('--debug', 'print a line for each request; needs --foreground', false)
@@ -374,6 +374,10 @@ function describeOption({ description, defaultValue, defaultValueDescription }: 
 
 function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
+}
+
+function collectList(value: string, previous: string[]): string[] {
+  return [...previous, ...value.split(',')];
 }
 
 function parseLanes(value: string): number {

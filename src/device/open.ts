@@ -49,6 +49,14 @@ export function inodeKey(stats: Stats): string {
   return stats.isBlockDevice() ? `block ${stats.rdev}` : `inode ${stats.dev}:${stats.ino}`;
 }
 
+/** `MAJ:MIN` of a dev_t, as glibc and /sys have it. */
+export function deviceNumber(dev: number): string {
+  const bits = BigInt(dev);
+  const major = ((bits >> 8n) & 0xfffn) | ((bits >> 32n) & 0xfffff000n);
+  const minor = (bits & 0xffn) | ((bits >> 12n) & 0xffffff00n);
+  return `${major}:${minor}`;
+}
+
 function lock(fd: number, path: string, access: Access): void {
   try {
     flock(fd, (access === 'write' ? LOCK_EX : LOCK_SH) | LOCK_NB);

@@ -58,7 +58,7 @@ for (const blockSize of [512, 4096]) {
   mountTest(
     `four writers in state 1 of bow, block size ${blockSize}: restore gives the original back`,
     async (lab) => {
-      const { point, create, umount } = await lab.mount();
+      const { point, create, umount } = await lab.mount({ args: ['--lanes', '8'] });
       await lab.sh('head -c 32M /dev/urandom >original; cp original disk.img');
       const image = lab.path('disk.img');
       await create('x', `bow ${image} 1 block_size:${blockSize}`);
@@ -116,7 +116,7 @@ for (const blockSize of [512, 4096]) {
   mountTest(
     `neighbours in one block do not touch each other, bow of ${blockSize} in all states`,
     async (lab) => {
-      const { path, create, umount } = await lab.mount();
+      const { path, create, umount } = await lab.mount({ args: ['--lanes', '8'] });
       await lab.sh('head -c 2M /dev/urandom >disk.img; mkdir checkpoint');
       await create('x', `bow ${lab.path('disk.img')} 1 block_size:${blockSize}`);
       const seed = Math.floor(Math.random() * 1e9);
@@ -148,7 +148,7 @@ assert compared > 300000, compared`);
 }
 
 mountTest('a checkpoint is taken and committed under I/O', async (lab) => {
-  const { point, create, umount } = await lab.mount();
+  const { point, create, umount } = await lab.mount({ args: ['--lanes', '8'] });
   await lab.sh('head -c 40M /dev/urandom >disk.img');
   await create('x', `bow ${lab.path('disk.img')}`);
   await lab.sh(`echo '28672 53248' >${point}/x/discard`);
@@ -167,7 +167,7 @@ mountTest('a checkpoint is taken and committed under I/O', async (lab) => {
 describe('opens and closes', () => {
   for (const options of ['', ' 1 no_passthrough']) {
     mountTest(`by many at once, of linear${options}`, async (lab) => {
-      const { path, create } = await lab.mount();
+      const { path, create } = await lab.mount({ args: ['--lanes', '8'] });
       await lab.sh('head -c 4M /dev/urandom >disk.img');
       await create('x', `linear ${lab.path('disk.img')} 0${options}`);
       await lab.python(
@@ -199,7 +199,7 @@ assert not failures, failures`,
   mountTest(
     'passed through, come and go beside an older one that is not and writes all the time',
     async (lab) => {
-      const { path, create, umount } = await lab.mount();
+      const { path, create, umount } = await lab.mount({ args: ['--lanes', '8'] });
       await lab.sh('truncate -s 4M disk.img');
       await create('x', `bow ${lab.path('disk.img')}`);
       await lab.sh(`echo '4096 1024' >${path('x/discard')}; echo 1 >${path('x/state')}`);
@@ -233,7 +233,7 @@ assert not failures, failures`,
   );
 
   mountTest('rmdir right after the last close, while the lanes are busy', async (lab) => {
-    const { point, create } = await lab.mount();
+    const { point, create } = await lab.mount({ args: ['--lanes', '8'] });
     await lab.sh('truncate -s 16M a.img b.img');
     await create('a', `linear ${lab.path('a.img')} 0 1 no_passthrough`);
     const busy = lab.start('bash', ['-c', fio(`${point}/a/device`, { loops: 1000 })]);
@@ -278,7 +278,7 @@ describe('short of memory', () => {
 
   for (const table of ['linear IMAGE 0 1 no_passthrough', 'bow IMAGE']) {
     mountTest(`an ext4 on \`${table}\` that is written until memory thrashes gets done`, async (lab) => {
-      const { point, create } = await lab.mount();
+      const { point, create } = await lab.mount({ args: ['--lanes', '8'] });
       await lab.sh('truncate -s 500M disk.img');
       await create('x', table.replace('IMAGE', lab.path('disk.img')));
       const loop = await lab.loop(`${point}/x/device`);

@@ -22,12 +22,12 @@
  * too early is seen here, a missing flush is not (power-cuts.test.ts sees that). The seed repeats the choices of a run;
  * the moments are real time, and come out otherwise each time.
  */
-import { closeSync, openSync, readFileSync, readSync, rmdirSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, rmdirSync } from 'node:fs';
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { Prng } from '../../src/device/prng.js';
 import { expectSameBytes, underSeed } from '../targets/harness.js';
-import { type Lab, type Mount, mountTest, type Running } from './harness.js';
+import { type Lab, type Mount, mountTest, type Running, until } from './harness.js';
 import { type Range, WITNESS, Witness } from './witness.js';
 
 const DEFAULT_KILLS = 50;
@@ -115,6 +115,7 @@ function chooseSlots(prng: Prng): Range[] {
 /** fio, and trims by the `discard` file. */
 class Load {
   private readonly commands: Running[];
+  private readonly jobs: number;
 
   /** Where it changes things. */
   static areas(slots: readonly Range[]): Range[] {
@@ -124,7 +125,12 @@ class Load {
     ];
   }
 
-  constructor(lab: Lab, prng: Prng, target: string, slots: readonly Range[]) {
+  constructor(
+    lab: Lab,
+    prng: Prng,
+    private readonly target: string,
+    slots: readonly Range[],
+  ) {
     const areas = Load.areas(slots);
     const [front, wide] = areas.map(([start, end]) => `--offset=${start} --size=${end - start}`);
     const jobs = [`--name=wide ${wide} --rw=randwrite --bsrange=512-64k`];
@@ -144,8 +150,22 @@ class Load {
       '--thread --ioengine=psync --direct=1 --allow_file_create=0 --fallocate=none --norandommap --time_based ' +
       `--runtime=60 --ignore_error=,ENOSPC --eta=never --output-format=json --randseed=${1 + prng.below(1e6)}`;
     const words = `${options} --filename=${target}/device ${jobs.join(' ')}`.split(' ');
+    this.jobs = jobs.length;
     this.commands = [lab.start('fio', words)];
     if (prng.chance(0.5)) this.commands.push(lab.start('bash', ['-c', trimmer(prng, target, areas[1]!)]));
+  }
+
+  /**
+   * Waits until every job of fio has the device open. One that opened it in state 2 would be passed through to the image, and never
+   * lose it.
+   */
+  async isOpen(): Promise<void> {
+    const fio = this.commands[0]!;
+    const opens = () => {
+      const links = readdirSync(`/proc/${fio.pid}/fd`).map((fd) => `/proc/${fio.pid}/fd/${fd}`);
+      return links.filter((link) => readlinkOf(link) === `${this.target}/device`).length;
+    };
+    await until(() => !fio.isRunning || opens() >= this.jobs, 'fio to open the device');
   }
 
   /**
@@ -164,6 +184,15 @@ class Load {
     expect(code, 'the exit code of a fio that has lost its device').toBeGreaterThan(0);
     await trims?.ended;
     return /"first_error" : 28\b/.test(stdout);
+  }
+}
+
+/** '' for a link that is gone. */
+function readlinkOf(link: string): string {
+  try {
+    return readlinkSync(link);
+  } catch {
+    return '';
   }
 }
 
@@ -250,7 +279,7 @@ class Life {
     const { lab, prng, image, slots, options } = this;
     await lab.ok('cp', lab.path('original'), image);
     const table = `x bow ${image} 1 block_size:${options.blockSize}`;
-    this.mount = await lab.mount({ name: `mnt${options.number}`, args: ['--create', table] });
+    this.mount = await lab.mount({ name: `mnt${options.number}`, args: ['--lanes', '8', '--create', table] });
     await this.trim();
     const words = [`${this.target}/device`, String(prng.below(1e9)), JSON.stringify(slots)];
     const witness = lab.start('python3', ['-c', WITNESS, ...words]);
@@ -295,7 +324,10 @@ class Life {
       await this.stopLoad();
       this.commit = this.copy();
       met.commitsAtRest++;
-    } else met.commitsUnderLoad++;
+    } else {
+      await this.load?.isOpen();
+      met.commitsUnderLoad++;
+    }
     if (phase === 'to2') {
       this.down = await this.killWithin(2);
       return;

@@ -114,7 +114,7 @@ describe('append', () => {
     ['/other 50 51', 'EINVAL', 'twice'],
     ['/other 120 10', 'EINVAL', 'twice'],
     ['/dev/disk 0 8\n/dev/alias 7 1', 'EINVAL', 'twice'],
-    ['/store 0 8\n/store 2048 8', 'ENOSPC', 'full'],
+    ['/store 0 8\n/store 2048 8', 'ENOSPC', '/store: no space for 8 sectors from 2048 on'],
   ];
   it.each(BAD)('refuses `%s` with %s and takes nothing of it', async (text, code, sentence) => {
     const s = mount.snapshots.create('s');
