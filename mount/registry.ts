@@ -6,17 +6,18 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, errnoOf, messageOf } from '../src/errors.js';
-import type { Filter, FilterType } from '../src/filters/filter.js';
-import { filterType, filterTypes } from '../src/filters/index.js';
+import type { FilterType } from '../src/filters/filter.js';
+import { filterType } from '../src/filters/index.js';
 import { parseTableLine, splitWords } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
 import type { FileBacking, Target, TargetType } from '../src/targets/target.js';
 import { SECTOR_BYTES } from '../src/units.js';
 import { Backings } from './backings.js';
+import { Filters, type LiveFilter } from './filters.js';
 import type { FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
 import { type Output, Outputs } from './outputs.js';
-import { Identity, ripeIdentity, type SavedFilters } from './saved-filters.js';
+import { Identity, type SavedFilters } from './saved-filters.js';
 import { EventLog } from './tree/events.js';
 import { SNAPSHOTS } from './tree/folder.js';
 
@@ -31,16 +32,6 @@ export interface LiveTarget {
   /** Its number among all that were loaded: what it stands on has a lower one. */
   readonly loaded: number;
   filter: LiveFilter | undefined;
-}
-
-/** A filter that is attached. */
-export interface LiveFilter {
-  readonly type: FilterType;
-  readonly descriptor: unknown;
-  /** Main's own view. */
-  readonly view: Filter;
-  /** What owns its backings. */
-  readonly owner: number;
 }
 
 export interface Slot {
@@ -90,6 +81,7 @@ export class Registry {
   private readonly slotsById = new Map<number, Slot>();
   private readonly backings: Backings;
   private readonly outputs: Outputs;
+  private readonly filters: Filters;
   private lastId = 0;
   private lastLoaded = 0;
   private lastChange: Promise<void> = Promise.resolve();
@@ -100,6 +92,12 @@ export class Registry {
       await this.releasesOf(name);
       const slot = this.slots.get(name);
       return slot?.live && { id: slot.id, target: slot.live.target, isOpen: slot.opens > 0 };
+    });
+    const { announce, attendFilter, savedFilters } = options;
+    const { outputs, backings } = this;
+    this.filters = new Filters({
+      ...{ outputs, backings, announce, attendFilter, savedFilters },
+      newId: () => this.newId(),
     });
   }
 
@@ -178,9 +176,7 @@ export class Registry {
 
   /** Another descriptor for the filter that is attached, in force on each thread from its next request on. */
   replaceFilter(slot: Slot, descriptor: unknown): void {
-    const { filter } = this.requireLive(slot);
-    if (!filter) throw new DmError('ENOENT', `${slot.name}: no filter is attached`);
-    this.installFilter(slot, filter.type, descriptor, filter.owner);
+    this.filters.replace(slot.id, this.requireLive(slot), descriptor);
   }
 
   /**
@@ -229,7 +225,7 @@ export class Registry {
       await this.options.dismiss(slot.id);
       close(live);
       if (isFlushed) {
-        await this.saveFilter(slot, live).catch((error) => slot.events.raise(notSaved(error)));
+        await this.filters.save(slot, live).catch((error) => slot.events.raise(notSaved(error)));
       }
       if (live.filter) this.backings.release(live.filter.owner);
     }
@@ -271,7 +267,7 @@ export class Registry {
     for (const { live } of slots.sort((a, b) => b.live!.loaded - a.live!.loaded)) close(live!);
     for (const slot of slots) {
       if (failures.has(slot)) continue;
-      await this.saveFilter(slot, slot.live!).catch((error) => failures.set(slot, notSaved(error)));
+      await this.filters.save(slot, slot.live!).catch((error) => failures.set(slot, notSaved(error)));
     }
     return textsOf(failures);
   }
@@ -359,8 +355,11 @@ export class Registry {
     };
     const output = this.outputs.addTarget(device);
     const { target } = output;
-    const live = { type, target, output, stats: device.stats, loaded: ++this.lastLoaded, filter: undefined };
-    const saved = await this.takeSavedFilter(slot, live, identity).catch((error) => {
+    const live: LiveTarget = {
+      ...{ type, target, output, stats: device.stats, loaded: ++this.lastLoaded },
+      filter: undefined,
+    };
+    const saved = await this.filters.takeSaved(slot, live, identity).catch((error) => {
       this.outputs.remove(slot.id);
       close(live);
       throw error;
@@ -369,60 +368,16 @@ export class Registry {
     slot.live = live;
     this.options.announce({ kind: 'add', device });
     this.options.attend(device, target);
-    if (saved) this.installFilter(slot, saved.type, saved.descriptor, this.newId());
-  }
-
-  /** The filter that was attached when the mount ended in good order; with its state, where the device is as it was then. */
-  private async takeSavedFilter(slot: Slot, live: LiveTarget, identity: Identity) {
-    const { savedFilters } = this.options;
-    for (const type of savedFilters ? filterTypes() : []) {
-      const bytes = type.restore && (await savedFilters!.take(slot.name, type.name));
-      if (bytes) return { type, descriptor: await this.restoreFilter(slot, live, type, identity, bytes) };
-    }
-    return undefined;
-  }
-
-  /** Makes the filter anew where its state is of no use. */
-  private async restoreFilter(
-    slot: Slot,
-    live: LiveTarget,
-    type: FilterType,
-    identity: Identity,
-    bytes: Uint8Array,
-  ): Promise<unknown> {
-    const { size } = live.target;
-    const text = identity.text(tableLine(live));
-    try {
-      if (text !== undefined) return type.restore!(bytes, { identity: text, size });
-      throw new DmError('EINVAL', 'a block device or a target that it stands on may have changed unseen');
-    } catch (error) {
-      slot.events.raise(`tracking_restarted reason=${JSON.stringify(messageOf(error))}`);
-      const openBacking = () => Promise.reject(new DmError('EINVAL', `${type.name} has no backing`));
-      return await type.attach([], { size, device: this.outputs.device, openBacking });
-    }
-  }
-
-  /** After the last change of a device, while its backings are still open. */
-  private async saveFilter(slot: Slot, live: LiveTarget): Promise<void> {
-    const { savedFilters } = this.options;
-    const { filter } = live;
-    if (!savedFilters || !filter?.type.save) return;
-    const identity = await ripeIdentity(() => {
-      const found = new Identity();
-      for (const backing of this.backings.of(slot.id)) found.add(backing);
-      return found;
-    });
-    const bytes = filter.type.save(filter.descriptor, identity.text(tableLine(live)) ?? '');
-    await savedFilters.save(slot.name, filter.type.name, bytes);
+    if (saved) this.filters.install(slot.id, live, saved, this.newId());
   }
 
   private async attachFilter(slot: Slot, type: FilterType, args: readonly string[]): Promise<void> {
-    const { filter, target } = this.requireLive(slot);
-    if (filter?.type === type)
+    const live = this.requireLive(slot);
+    if (live.filter?.type === type)
       throw new DmError('EALREADY', `${slot.name}: ${type.name} is attached already`);
-    if (filter) {
+    if (live.filter) {
       const remedy = `\`echo none > ${slot.name}/filter\` detaches it`;
-      throw new DmError('EBUSY', `${slot.name}: filter ${filter.type.name} is attached; ${remedy}`);
+      throw new DmError('EBUSY', `${slot.name}: filter ${live.filter.type.name} is attached; ${remedy}`);
     }
     if (this.options.isPassedThrough(slot.id)) {
       throw new DmError(
@@ -431,18 +386,7 @@ export class Registry {
           'attach the filter first, or make the target with no_passthrough',
       );
     }
-    const owner = this.newId();
-    try {
-      const descriptor = await type.attach(args, {
-        size: target.size,
-        device: this.outputs.device,
-        openBacking: (device, access) => this.backings.openFile(device, access, owner),
-      });
-      this.installFilter(slot, type, descriptor, owner);
-    } catch (error) {
-      this.backings.release(owner);
-      throw error;
-    }
+    await this.filters.attach(slot.id, live, type, args);
   }
 
   private async detachFilter(slot: Slot): Promise<void> {
@@ -450,8 +394,7 @@ export class Registry {
     const { filter } = live;
     if (!filter) throw new DmError('ENOENT', `${slot.name}: no filter is attached`);
     this.refuseInSnapshot(slot);
-    live.filter = undefined;
-    this.tellFilter(slot.id, undefined);
+    this.filters.detach(slot.id, live);
     slot.changing = true;
     try {
       await this.settle([slot.id]);
@@ -460,19 +403,6 @@ export class Registry {
       slot.changing = false;
       this.backings.release(filter.owner);
     }
-  }
-
-  private installFilter(slot: Slot, type: FilterType, descriptor: unknown, owner: number): void {
-    const view = this.tellFilter(slot.id, { typeName: type.name, descriptor })!;
-    this.requireLive(slot).filter = { type, descriptor, view, owner };
-  }
-
-  /** Every thread, this one at once; returns its own view. */
-  private tellFilter(id: number, filter: FilterDescription | undefined): Filter | undefined {
-    const view = this.outputs.setFilter(id, filter);
-    this.options.announce({ kind: 'filter', id, filter });
-    this.options.attendFilter(id, filter);
-    return view;
   }
 
   private requireLive(slot: Slot): LiveTarget {

@@ -36,9 +36,13 @@ export class Identity {
     return this.isKnown ? [table, ...this.parts].join('\n') : undefined;
   }
 
-  /** Milliseconds until a change of a backing cannot be taken for the last one that this has seen. */
+  /**
+   * Milliseconds until a change of a backing cannot be taken for the last one that this has seen. That may lie far ahead where
+   * somebody has set a clock back: a change does not.
+   */
   get unripeMs(): number {
-    return Math.max(0, this.changedMs + TICK_MS - Date.now());
+    const age = Date.now() - this.changedMs;
+    return Math.abs(age) < TICK_MS ? TICK_MS - age : 0;
   }
 }
 

@@ -172,7 +172,7 @@ export class MountedSnapshots {
       settle: (ids) =>
         registry.settle(
           ids,
-          [...this.nodes].flatMap(([id, node]) => (ids.includes(id) ? [node] : [])),
+          ids.flatMap((id) => this.nodes.get(id) ?? []),
         ),
       openStorage: (path, owner) => this.openStorage(path, owner),
       allocateStorage: async (fd, offset, length) => reserveSpace(fd, offset, length),

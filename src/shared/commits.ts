@@ -47,12 +47,7 @@ export class Commits {
 
   /** Runs `work` while no commit is under way. */
   alone<T>(work: () => T): T {
-    this.mutex.lockExclusive();
-    try {
-      return work();
-    } finally {
-      this.mutex.unlockExclusive();
-    }
+    return this.mutex.exclusively(work);
   }
 
   /** A flush of a commit that nobody asked for failed: the next flush of the user says so, for the kernel tells it only once. */

@@ -125,6 +125,16 @@ export class RwLock {
     this.openGate();
   }
 
+  /** Runs `work` while nobody else is inside. */
+  exclusively<T>(work: () => T): T {
+    this.lockExclusive();
+    try {
+      return work();
+    } finally {
+      this.unlockExclusive();
+    }
+  }
+
   private openGate(): void {
     // The value before the wake: who is about to sleep must see it change, who sleeps is in the queue by then.
     Atomics.add(this.words, GATE, 1);

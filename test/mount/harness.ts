@@ -257,8 +257,8 @@ export class Lab {
   /** Mounts at folder `mnt` of the lab, or the one named, with further arguments. */
   async mount({ name = 'mnt', args = [] as string[] } = {}): Promise<Mount> {
     const point = this.makeFolder(name);
-    // Eight by default take longer to start than most tests last; those for which it matters say how many.
-    const lanes = args.includes('--lanes') ? [] : ['--lanes', '4'];
+    // Eight, the default, take longer to start than most tests last; those for which it matters say how many.
+    const lanes = args.includes('--lanes') ? [] : ['--lanes', '3'];
     await this.dmfuseOk('mount', point, ...lanes, ...args);
     return new Mount(this, point);
   }

@@ -1019,6 +1019,24 @@ describe('the daemon ends', () => {
     },
   );
 
+  /** Lets a write to `x` hang, and a take wait for it. */
+  async function takeWhileHanging(lab: Lab, low: Mount, mount: Mount, snapshot: SnapshotFolder) {
+    process.kill(low.pid, 'SIGSTOP');
+    const writer = lab.start('dd', [
+      'if=/dev/urandom',
+      `of=${mount.path('x/device')}`,
+      'bs=64K',
+      'count=1',
+      'conv=notrunc',
+      'oflag=direct',
+      'status=none',
+    ]);
+    await until(() => hangs(mount.pid), 'the write to hang');
+    const take = lab.start('bash', ['-c', `echo 1 >${snapshot.path('take')}`]);
+    await untilTaking(mount, snapshot);
+    return { writer, take };
+  }
+
   /** A take that waits: a write to its device hangs, because the daemon of the mount that the device lies on stands still. */
   async function makeHangingTake(lab: Lab) {
     await lab.sh('for name in low b c; do head -c 4M /dev/urandom >$name.img; done');
@@ -1035,20 +1053,8 @@ describe('the daemon ends', () => {
     await SnapshotFolder.make(mount, 'other', ['c']);
     const snapshot = await SnapshotFolder.make(mount, 's', ['b', 'x']);
     await setFile(snapshot.path('storage'), await storageLine(lab, 10));
-    process.kill(low.pid, 'SIGSTOP');
     lab.onClose(async () => void process.kill(low.pid, 'SIGCONT'));
-    const writer = lab.start('dd', [
-      'if=/dev/urandom',
-      `of=${mount.path('x/device')}`,
-      'bs=64K',
-      'count=1',
-      'conv=notrunc',
-      'oflag=direct',
-      'status=none',
-    ]);
-    await until(() => hangs(mount.pid), 'the write to hang');
-    const take = lab.start('bash', ['-c', `echo 1 >${snapshot.path('take')}`]);
-    await untilTaking(mount, snapshot);
+    const { writer, take } = await takeWhileHanging(lab, low, mount, snapshot);
     expect(snapshot.state).toBe('created');
     expect(await refusal(readFile(snapshot.image('b')))).toBe('ENOENT');
     // The others go on.
@@ -1072,19 +1078,7 @@ describe('the daemon ends', () => {
     // And the same once more, with a signal.
     const again = await SnapshotFolder.make(mount, 's', ['b', 'x']);
     await setFile(again.path('storage'), await storageLine(lab, 10));
-    process.kill(low.pid, 'SIGSTOP');
-    const second = lab.start('dd', [
-      'if=/dev/urandom',
-      `of=${mount.path('x/device')}`,
-      'bs=64K',
-      'count=1',
-      'conv=notrunc',
-      'oflag=direct',
-      'status=none',
-    ]);
-    await until(() => hangs(mount.pid), 'the write to hang');
-    const late = lab.start('bash', ['-c', `echo 1 >${again.path('take')}`]);
-    await untilTaking(mount, again);
+    const { writer: second, take: late } = await takeWhileHanging(lab, low, mount, again);
     process.kill(mount.pid, 'SIGTERM');
     resume();
     expect((await second.ended).code).toBe(0);

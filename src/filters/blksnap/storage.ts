@@ -291,11 +291,6 @@ export class DiffStorage {
   }
 
   private locked<T>(work: (accounts: Float64Array) => T): T {
-    this.lock.lockExclusive();
-    try {
-      return work(this.accounts);
-    } finally {
-      this.lock.unlockExclusive();
-    }
+    return this.lock.exclusively(() => work(this.accounts));
   }
 }

@@ -64,12 +64,7 @@ export class WriteLog {
 
   /** Runs `work` while no other thread is in here. Not recursive. */
   alone<T>(work: () => T): T {
-    this.mutex.lockExclusive();
-    try {
-      return work();
-    } finally {
-      this.mutex.unlockExclusive();
-    }
+    return this.mutex.exclusively(work);
   }
 
   /**

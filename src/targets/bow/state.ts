@@ -179,12 +179,7 @@ export class BowState {
 
   /** Runs `work` under the exclusive lock. */
   exclusively<T>(work: () => T): T {
-    this.lock.lockExclusive();
-    try {
-      return work();
-    } finally {
-      this.lock.unlockExclusive();
-    }
+    return this.lock.exclusively(work);
   }
 
   /** The same while no round is under way: for what rounds may not see change. */

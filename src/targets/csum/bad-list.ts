@@ -64,30 +64,25 @@ export class BadList {
   }
 
   private add(place: number, event: string): void {
-    this.lock.lockExclusive();
-    try {
+    const isNew = this.lock.exclusively(() => {
       const listed = this.words[LISTED]!;
-      if (this.places.subarray(0, listed).includes(place)) return;
+      if (this.places.subarray(0, listed).includes(place)) return false;
       Atomics.add(this.words, COUNT, 1);
       if (listed < CAPACITY) {
         this.places[listed] = place;
         Atomics.store(this.words, LISTED, listed + 1);
       }
-    } finally {
-      this.lock.unlockExclusive();
-    }
-    this.raise(event);
+      return true;
+    });
+    if (isNew) this.raise(event);
   }
 
   private remove(isHealed: (place: number) => boolean): void {
     if (Atomics.load(this.words, LISTED) === 0) return;
-    this.lock.lockExclusive();
-    try {
+    this.lock.exclusively(() => {
       const kept = this.places.slice(0, this.words[LISTED]).filter((place) => !isHealed(place));
       this.places.set(kept);
       Atomics.store(this.words, LISTED, kept.length);
-    } finally {
-      this.lock.unlockExclusive();
-    }
+    });
   }
 }

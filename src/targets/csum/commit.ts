@@ -206,12 +206,6 @@ export class Committer {
   }
 
   private withLock<T>(group: number, work: () => T): T {
-    const lock = this.state.lockOf(group);
-    lock.lockExclusive();
-    try {
-      return work();
-    } finally {
-      lock.unlockExclusive();
-    }
+    return this.state.lockOf(group).exclusively(work);
   }
 }

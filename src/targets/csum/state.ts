@@ -145,12 +145,7 @@ export class CsumState {
 
   /** Lets requests fill the other stage, which is empty. */
   seal(): void {
-    this.gate.lockExclusive();
-    try {
-      Atomics.xor(this.words, ACTIVE, 1);
-    } finally {
-      this.gate.unlockExclusive();
-    }
+    this.gate.exclusively(() => Atomics.xor(this.words, ACTIVE, 1));
   }
 
   /** Whether the newer brother of a group is known to be right; if not, an update may be half done: either may be. */
