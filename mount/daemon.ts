@@ -16,9 +16,10 @@ import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
 import { Registry } from './registry.js';
 import { SavedFilters } from './saved-filters.js';
 import { MountedSnapshots } from './snapshots.js';
+import { deviceNode } from './tree/nodes.js';
 import { Passthrough } from './tree/passthrough.js';
 import { targetsFolder } from './tree/targets-folder.js';
-import { deviceNode, Tree } from './tree/tree.js';
+import { Tree } from './tree/tree.js';
 import { VERSION } from './version.js';
 
 export interface DaemonOptions {

@@ -5,18 +5,8 @@ import { filterTypes } from '../src/filters/index.js';
 import type { Backings } from './backings.js';
 import type { FilterDescription, ToLane } from './lanes/protocol.js';
 import type { Outputs } from './outputs.js';
-import { type LiveTarget, type Slot, tableLine } from './registry.js';
 import { Identity, ripeIdentity, type SavedFilters } from './saved-filters.js';
-
-/** A filter that is attached. */
-export interface LiveFilter {
-  readonly type: FilterType;
-  readonly descriptor: unknown;
-  /** Main's own view. */
-  readonly view: Filter;
-  /** What owns its backings. */
-  readonly owner: number;
-}
+import { type LiveFilter, type LiveTarget, type Slot, tableLine } from './slot.js';
 
 export interface FiltersOptions {
   readonly outputs: Outputs;

@@ -10,42 +10,16 @@ import type { FilterType } from '../src/filters/filter.js';
 import { filterType } from '../src/filters/index.js';
 import { parseTableLine, splitWords } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
-import type { FileBacking, Target, TargetType } from '../src/targets/target.js';
-import { SECTOR_BYTES } from '../src/units.js';
+import type { FileBacking, Target } from '../src/targets/target.js';
 import { Backings } from './backings.js';
-import { Filters, type LiveFilter } from './filters.js';
+import { Filters } from './filters.js';
 import type { FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
-import { type Output, Outputs } from './outputs.js';
+import { Outputs } from './outputs.js';
 import { Identity, type SavedFilters } from './saved-filters.js';
+import type { LiveTarget, Slot } from './slot.js';
 import { EventLog } from './tree/events.js';
 import { SNAPSHOTS } from './tree/folder.js';
-
-/** A target that is at work. */
-export interface LiveTarget {
-  readonly type: TargetType;
-  /** Main's own view. */
-  readonly target: Target;
-  /** The same with its filter before it. */
-  readonly output: Output;
-  readonly stats: SharedArrayBuffer;
-  /** Its number among all that were loaded: what it stands on has a lower one. */
-  readonly loaded: number;
-  filter: LiveFilter | undefined;
-}
-
-export interface Slot {
-  readonly id: number;
-  readonly name: string;
-  readonly events: EventLog;
-  live: LiveTarget | undefined;
-  /** Its table is being loaded or removed, or its filter attached or detached. */
-  changing: boolean;
-  /** Why the last table was refused. */
-  failure: string | undefined;
-  /** Opens of `device`. */
-  opens: number;
-}
 
 export interface RegistryOptions {
   readonly mountPoint: string;
@@ -433,16 +407,4 @@ function close({ target, filter }: LiveTarget): void {
       // The next start has more to do, and does it.
     }
   }
-}
-
-/** `0 LENGTH TYPE ARGS`: what `create` accepts. */
-export function tableLine({ type, target }: LiveTarget): string {
-  return `0 ${target.size / SECTOR_BYTES} ${type.name} ${target.tableArgs()}`;
-}
-
-/** `0 LENGTH TYPE …`, as dmsetup status; what is missing while there is no target. */
-export function statusLine(slot: Slot): string {
-  if (!slot.live) return slot.failure === undefined ? 'no table' : `failed: ${slot.failure}`;
-  const { type, target } = slot.live;
-  return `0 ${target.size / SECTOR_BYTES} ${type.name} ${target.statusArgs()}`.trimEnd();
 }

@@ -17,7 +17,8 @@ import { Snapshots } from '../src/filters/blksnap/snapshots.js';
 import { blksnap, type TrackerDescriptor } from '../src/filters/blksnap/tracker.js';
 import type { ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
-import type { LiveTarget, Registry } from './registry.js';
+import type { Registry } from './registry.js';
+import type { LiveTarget } from './slot.js';
 import { EventLog } from './tree/events.js';
 import {
   eventsFile,
@@ -27,7 +28,7 @@ import {
   type TreeFile,
   textFile,
 } from './tree/folder.js';
-import { fileNode, isFileOf } from './tree/tree.js';
+import { fileNode, folderIdOf } from './tree/nodes.js';
 
 const PARAMS = 'params';
 
@@ -148,7 +149,8 @@ export class MountedSnapshots {
       await this.snapshots.destroy(name);
     } finally {
       this.kept.delete(snapshot.id);
-      for (const [id, node] of this.nodes) if (isFileOf(kept.imagesFolder.id, node)) this.nodes.delete(id);
+      for (const [id, node] of this.nodes)
+        if (folderIdOf(node) === kept.imagesFolder.id) this.nodes.delete(id);
       // Who waits for an event wakes to the end of the stream.
       kept.events.close();
     }

@@ -11,7 +11,8 @@ import { parseSectorRanges } from '../../src/table.js';
 import type { ControlFile } from '../../src/targets/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { STAT_NAMES, sumStats } from '../lanes/stats.js';
-import { type LiveTarget, type Registry, type Slot, statusLine, tableLine } from '../registry.js';
+import type { Registry } from '../registry.js';
+import { type LiveTarget, type Slot, statusLine, tableLine } from '../slot.js';
 import type { MountedSnapshots } from '../snapshots.js';
 import { eventsFile, type OutputFile, type TextFile, type TreeFile, textFile } from './folder.js';
 import type { Passthrough } from './passthrough.js';
@@ -69,11 +70,6 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
     isTracked,
   );
   return [...common, snapshot, ...ofFilters, ...ofTarget];
-}
-
-/** What a user sees when he opens the daemon's own file: who serves this mount. */
-export function daemonText(version: string): string {
-  return `pid ${process.pid}\nversion ${version}\n`;
 }
 
 /** A declared file, which works on what `subject` returns or throws the reason why there is none. */

@@ -1,5 +1,5 @@
 /** The root of the mount: a folder for each target, and that of the snapshots. */
-import type { Slot } from '../registry.js';
+import type { Slot } from '../slot.js';
 import { type FilesContext, filesOf } from './files.js';
 import type { Folder } from './folder.js';
 

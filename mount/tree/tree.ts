@@ -1,20 +1,14 @@
 /**
  * The file tree, whatever transport shows it: nodes, their attributes, open handles, and what a read or write of a
  * control file means. Runs on the main thread; the data of `device` files does not come here.
- *
- *   node 1           the mount's root         node 2               .dmfuse, which tells who serves the mount
- *   node id × 256    the folder with that id  node id × 256 + 1    its first file, and so on
  */
 import { constants as fsConstants } from 'node:fs';
 import { DmError, errnoOf, messageOf } from '../../src/errors.js';
 import type { EventCursor, EventLog } from './events.js';
-import { daemonText } from './files.js';
 import { type Folder, type TreeFile, textFile } from './folder.js';
+import { DAEMON_NODE, folderIdOf, folderNode, isDirectory, placeOf, ROOT } from './nodes.js';
 
-export const ROOT = 1;
-const DAEMON_NODE = 2;
 const DAEMON_NAME = '.dmfuse';
-const NODES_PER_FOLDER = 256;
 
 const {
   S_IFDIR,
@@ -23,25 +17,6 @@ const {
   O_RDONLY,
   O_NONBLOCK,
 } = fsConstants as typeof fsConstants & { O_ACCMODE?: number };
-
-/** The node id of file number `place` of folder `id`. */
-export function fileNode(id: number, place: number): number {
-  return id * NODES_PER_FOLDER + 1 + place;
-}
-
-/** Whether a node is a file of folder `id`. */
-export function isFileOf(id: number, node: number): boolean {
-  return Math.floor(node / NODES_PER_FOLDER) === id && !isDirectory(node);
-}
-
-/** The node id of a target's `device` file. */
-export function deviceNode(id: number): number {
-  return fileNode(id, 0);
-}
-
-function folderNode(id: number): number {
-  return id * NODES_PER_FOLDER;
-}
 
 export interface NodeAttributes {
   readonly node: number;
@@ -163,7 +138,7 @@ export class Tree {
     if (!folder.remove) throw new DmError('EPERM', `${name}: goes with what it belongs to`);
     const gone = await folder.remove(name);
     for (const node of this.owners.keys()) {
-      if (gone.includes(Math.floor(node / NODES_PER_FOLDER))) this.owners.delete(node);
+      if (gone.includes(folderIdOf(node))) this.owners.delete(node);
     }
   }
 
@@ -259,15 +234,15 @@ export class Tree {
 
   private directory(node: number): Folder | TreeOptions['root'] {
     if (node === ROOT) return this.options.root;
-    const folder = isDirectory(node) ? this.options.folderById(node / NODES_PER_FOLDER) : undefined;
+    const folder = isDirectory(node) ? this.options.folderById(folderIdOf(node)) : undefined;
     if (!folder) throw new DmError('ENOENT', 'the directory is gone');
     return folder;
   }
 
   private fileOf(node: number): { file: TreeFile; folder?: Folder } {
     if (node === DAEMON_NODE) return { file: this.daemonFile };
-    const folder = this.options.folderById(Math.floor(node / NODES_PER_FOLDER));
-    const file = folder?.files()[(node % NODES_PER_FOLDER) - 1];
+    const folder = this.options.folderById(folderIdOf(node));
+    const file = folder?.files()[placeOf(node)];
     if (!folder || !file) throw new DmError('ENOENT', 'the file is gone');
     return { file, folder };
   }
@@ -324,8 +299,9 @@ function isListed(folder: Folder): boolean {
   return folder.isListed?.() ?? true;
 }
 
-function isDirectory(node: number): boolean {
-  return node === ROOT || (node !== DAEMON_NODE && node % NODES_PER_FOLDER === 0);
+/** What a user sees when he opens the daemon's own file: who serves this mount. */
+function daemonText(version: string): string {
+  return `pid ${process.pid}\nversion ${version}\n`;
 }
 
 /** Whether a READ carries O_NONBLOCK, from its open(2) flags. */

@@ -17,9 +17,10 @@ import { Crew } from '../../mount/lanes/crew.js';
 import { CONTROL_WORDS, type FromLane, type LaneData, REGISTRY_VERSION } from '../../mount/lanes/protocol.js';
 import { Registry } from '../../mount/registry.js';
 import { MountedSnapshots } from '../../mount/snapshots.js';
+import { deviceNode } from '../../mount/tree/nodes.js';
 import { Passthrough } from '../../mount/tree/passthrough.js';
 import { targetsFolder } from '../../mount/tree/targets-folder.js';
-import { deviceNode, Tree } from '../../mount/tree/tree.js';
+import { Tree } from '../../mount/tree/tree.js';
 import { libcFunction } from '../../src/libc.js';
 import { DIST } from './harness.js';
 
