@@ -1022,6 +1022,7 @@ describe('the daemon ends', () => {
   /** Lets a write to `x` hang, and a take wait for it. */
   async function takeWhileHanging(lab: Lab, low: Mount, mount: Mount, snapshot: SnapshotFolder) {
     process.kill(low.pid, 'SIGSTOP');
+    await until(() => isStopped(low.pid), 'the signal to reach all its threads');
     const writer = lab.start('dd', [
       'if=/dev/urandom',
       `of=${mount.path('x/device')}`,
@@ -1114,6 +1115,14 @@ async function untilTaking(mount: Mount, snapshot: SnapshotFolder): Promise<void
     expect(await refusedLine(mount.path('c/snapshot'), snapshot.name)).toBe('EBUSY');
     return field(snapshot.text, 'refused')!.includes(' is taken');
   }, 'the take to begin');
+}
+
+/** Whether no thread of a process runs any more: a signal that has been sent may not have come yet. */
+function isStopped(pid: number): boolean {
+  const tasks = `/proc/${pid}/task`;
+  return readdirSync(tasks).every((task) =>
+    /^State:\s+T/m.test(readFileSync(`${tasks}/${task}/status`, 'utf8')),
+  );
 }
 
 /** Whether some thread of a process waits for a file system that does not answer. */
