@@ -1,6 +1,6 @@
 import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect } from 'vitest';
-import { type Lab, mountTest, type Running, until } from './harness.js';
+import { type Lab, mountTest, type Running, suspend, until } from './harness.js';
 
 const BOW_COMMANDS = ['restore', 'check', 'dump'];
 const CSUM_COMMANDS = ['format', 'check'];
@@ -119,7 +119,7 @@ describe('dmfuse mount', () => {
         const mount = await lab.mount({ args: ['--lanes', String(lanes)] });
         await mount.create('slow', `linear ${below.path('slow/device')} 0 1 no_passthrough`);
         await mount.create('x', `linear ${await image(lab, 'other.img')} 0 1 no_passthrough`);
-        process.kill(below.pid, 'SIGSTOP');
+        await suspend(below.pid);
         lab.onClose(async () => void process.kill(below.pid, 'SIGCONT'));
         const readers = Array.from({ length: lanes - 1 }, (_, i) =>
           lab.start('dd', [

@@ -12,7 +12,7 @@ import {
   setHydration,
 } from './clone-work.js';
 import { createTarget, endMount, mountWith } from './fs-work.js';
-import { type Lab, type Mount, mountTest, type Running, until } from './harness.js';
+import { type Lab, type Mount, mountTest, type Running, suspend, until } from './harness.js';
 
 const FIXTURES = ['fresh-64m-r8', 'scattered-64m-r8', 'odd-r128'] as const;
 
@@ -205,8 +205,8 @@ class Held {
     return new Held(lab, low, await mountWith(lab, [['x', table]]));
   }
 
-  stop(): void {
-    process.kill(this.low.pid, 'SIGSTOP');
+  async stop(): Promise<void> {
+    await suspend(this.low.pid);
   }
 
   goOn(): void {
@@ -231,7 +231,7 @@ describe('dmfuse clone wait', () => {
   mountTest('waits; tells how far it is on SIGUSR1; SIGINT ends it, and hydration goes on', async (lab) => {
     const held = await Held.make(lab);
     const { mount } = held;
-    held.stop();
+    await held.stop();
     // A quarter by whole regions, for which nobody asks the source.
     await lab.sh(`dd if=/dev/zero of=${mount.path('x/device')} bs=1M count=2 conv=notrunc status=none`);
     expect(hydrationOf(mount)).toMatchObject({ regions: 32, total: 128 });
@@ -299,7 +299,7 @@ describe('dmfuse clone wait', () => {
   mountTest('a target that is removed, and hydration that is switched off meanwhile, end it', async (lab) => {
     const held = await Held.make(lab);
     const { mount } = held;
-    held.stop();
+    await held.stop();
     setHydration(mount, true);
     await until(() => hydrationOf(mount).inFlight === 1, 'a region to be copied');
     const first = await startWaiting(lab, mount);
@@ -435,7 +435,7 @@ describe('control files', () => {
     const { mount } = held;
     const device = mount.path('x/device');
     await lab.sh(`dd if=/dev/zero of=${device} bs=1M count=2 conv=notrunc status=none`);
-    held.stop();
+    await held.stop();
     // Of a region that is hydrated: none but the flush waits for anybody.
     const flushing = lab.start(
       'dd',

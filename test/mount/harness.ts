@@ -376,6 +376,14 @@ export class Mount {
   }
 }
 
+/** Lets a process stand still: none of its threads does anything when this resolves. A signal that is sent is not there yet. */
+export async function suspend(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP');
+  const tasks = `/proc/${pid}/task`;
+  const isStopped = (task: string) => /^State:\s+T/m.test(readFileSync(`${tasks}/${task}/status`, 'utf8'));
+  await until(() => readdirSync(tasks).every(isStopped), `process ${pid} to stand still`);
+}
+
 /** Waits for something that will be so. */
 export async function until(isSo: () => boolean | Promise<boolean>, what: string): Promise<void> {
   for (const start = Date.now(); !(await isSo()); ) {

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 
 import { describe, expect } from 'vitest';
-import { type Lab, MAIN, type Mount, mountTest, type Running, until } from './harness.js';
+import { type Lab, MAIN, type Mount, mountTest, type Running, suspend, until } from './harness.js';
 
 /** Sectors; an event comes when half of that is free. */
 const PORTION = 65_536;
@@ -46,7 +46,7 @@ async function holdWrites(
   await below.create('b', `linear ${lab.path('slow.img')} 0 1 no_passthrough`);
   await above.create('slow', `linear ${below.path('b/device')} 0 1 no_passthrough`);
   await lab.sh(`echo blksnap >${above.path('slow/filter')}`);
-  process.kill(below.pid, 'SIGSTOP');
+  await suspend(below.pid);
   const release = () => void process.kill(below.pid, 'SIGCONT');
   lab.onClose(async () => {
     release();

@@ -19,7 +19,7 @@ import {
   track,
 } from './filter-work.js';
 import { changeTree, endMount } from './fs-work.js';
-import { type Lab, type Mount, mountTest, until } from './harness.js';
+import { type Lab, type Mount, mountTest, suspend, until } from './harness.js';
 
 const MIB = 1 << 20;
 const NO_PASSTHROUGH = '0 1 no_passthrough';
@@ -1021,8 +1021,7 @@ describe('the daemon ends', () => {
 
   /** Lets a write to `x` hang, and a take wait for it. */
   async function takeWhileHanging(lab: Lab, low: Mount, mount: Mount, snapshot: SnapshotFolder) {
-    process.kill(low.pid, 'SIGSTOP');
-    await until(() => isStopped(low.pid), 'the signal to reach all its threads');
+    await suspend(low.pid);
     const writer = lab.start('dd', [
       'if=/dev/urandom',
       `of=${mount.path('x/device')}`,
@@ -1115,14 +1114,6 @@ async function untilTaking(mount: Mount, snapshot: SnapshotFolder): Promise<void
     expect(await refusedLine(mount.path('c/snapshot'), snapshot.name)).toBe('EBUSY');
     return field(snapshot.text, 'refused')!.includes(' is taken');
   }, 'the take to begin');
-}
-
-/** Whether no thread of a process runs any more: a signal that has been sent may not have come yet. */
-function isStopped(pid: number): boolean {
-  const tasks = `/proc/${pid}/task`;
-  return readdirSync(tasks).every((task) =>
-    /^State:\s+T/m.test(readFileSync(`${tasks}/${task}/status`, 'utf8')),
-  );
 }
 
 /** Whether some thread of a process waits for a file system that does not answer. */
