@@ -40,7 +40,6 @@ export interface SnapshotsOptions {
 
 /** What the mount keeps of a snapshot. */
 interface Kept {
-  readonly snapshot: Snapshot;
   readonly events: EventLog;
   readonly folder: Folder;
   readonly imagesFolder: Folder;
@@ -135,7 +134,7 @@ export class MountedSnapshots {
         folders: () => [imagesFolder],
       };
       const storage = new Map<string, StorageFile>();
-      this.kept.set(created.id, { snapshot: created, events, folder, imagesFolder, images, storage });
+      this.kept.set(created.id, { events, folder, imagesFolder, images, storage });
     });
     return this.kept.get(snapshot.id)!.folder;
   }
