@@ -1,0 +1,46 @@
+/** `dmfuse mount` and `umount`. */
+import { type Command, InvalidArgumentError } from 'commander';
+import { collect, collectList } from './options.js';
+
+const LANES_DEFAULT = 8;
+const LANES_MAX = 64;
+
+export function mountCommands(dmfuse: Command): void {
+  dmfuse
+    .command('mount')
+    .description('mount at MNT; returns when the mount answers')
+    .argument('<MNT>', 'an empty directory')
+    .option(
+      '--create <NAME TABLE>',
+      "create a target at once, e.g. 'sys bow /img/disk.img'; can be repeated",
+      collect,
+      [],
+    )
+    .option('-f, --foreground', 'stay in the foreground', false)
+    .option('--allow-other', 'let other users into the mount (files stay yours until you chmod them)', false)
+    .option('--lanes <N>', `threads that serve I/O, 1 to ${LANES_MAX}`, parseLanes, LANES_DEFAULT)
+    .option(
+      '--state-dir <DIR>',
+      'where the change maps of blksnap outlive a clean unmount; without it a mount begins new ones',
+    )
+    .option(
+      '-o, --param <NAME=VALUE[,…]>',
+      'parameters of blksnap, as in MNT/snapshots/params; can be repeated',
+      collectList,
+      [],
+    )
+    .option('--debug', 'print a line for each request; needs --foreground', false)
+    .action(async (mountPoint, options) => (await import('../mount.js')).mount(mountPoint, options));
+
+  dmfuse
+    .command('umount')
+    .description('unmount and wait until all is on disk; refused while a device is open')
+    .argument('<MNT>')
+    .action(async (mountPoint) => (await import('../umount.js')).umount(mountPoint));
+}
+
+function parseLanes(value: string): number {
+  const lanes = Number(value);
+  if (Number.isInteger(lanes) && lanes >= 1 && lanes <= LANES_MAX) return lanes;
+  throw new InvalidArgumentError(`expected a number from 1 to ${LANES_MAX}`);
+}
