@@ -4,6 +4,7 @@
  */
 import { closeSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
+import { fileSize } from '../src/device/file.js';
 import { type Access, deviceNumber, inodeKey, openBackingFile, statBacking } from '../src/device/open.js';
 import { DmError } from '../src/errors.js';
 import type { Backing, FileBacking, Target } from '../src/targets/target.js';
@@ -22,6 +23,7 @@ export interface NamedTarget {
   readonly target: Target;
   /** True while its `device` is open. */
   readonly isOpen: boolean;
+  readonly isHeld: boolean;
 }
 
 export class Backings {
@@ -32,6 +34,8 @@ export class Backings {
     private readonly mountPoint: string,
     private readonly mountDevice: () => Promise<number>,
     private readonly targetByName: (name: string) => Promise<NamedTarget | undefined>,
+    /** Bytes. */
+    private readonly sizeOfTarget: (id: number) => number,
   ) {}
 
   /** Opens and claims a `<dev>` for target `owner`. Errors as CreateContext.openBacking. */
@@ -56,6 +60,28 @@ export class Backings {
     return this.claims.filter((claim) => claim.owner === owner).map(({ backing }) => backing);
   }
 
+  /** The same, each with the access that it was opened for. */
+  claimsOf(owner: number): readonly { access: Access; backing: Backing }[] {
+    return this.claims.filter((claim) => claim.owner === owner);
+  }
+
+  /** Bytes that a backing has now. */
+  sizeOf(backing: Backing): number {
+    return backing.kind === 'file' ? fileSize(backing.fd) : this.sizeOfTarget(backing.id);
+  }
+
+  /** From now on target `owner` knows its backings as long as they are now. */
+  remeasure(owner: number): void {
+    for (const backing of this.of(owner)) (backing as { size: number }).size = this.sizeOf(backing);
+  }
+
+  /** Target `id` is called `name` now: what stands on it says so in its table. */
+  rename(id: number, name: string): void {
+    for (const { backing } of this.claims) {
+      if (backing.kind === 'target' && backing.id === id) (backing as { path: string }).path = `@${name}`;
+    }
+  }
+
   /** The target that has target `id` for a backing, if there is one. */
   userOf(id: number): { owner: number; access: Access } | undefined {
     return this.usersOf(id)[0];
@@ -69,6 +95,7 @@ export class Backings {
   private async openTarget(device: string, access: Access, owner: number): Promise<Backing> {
     const named = await this.targetByName(device.slice(1));
     if (!named) throw new DmError('ENOENT', `${device}: there is no target of that name in this mount`);
+    if (named.isHeld) throw new DmError('EBUSY', `${device}: suspended; resume it first`);
     if (named.isOpen && access === 'write') {
       throw new DmError('EBUSY', `${device}: its device file is open; close it first`);
     }

@@ -4,11 +4,14 @@
  * It ends when the mount is gone, whoever took it away: `dmfuse umount`, umount(8), fusermount3 -u, or a signal. Then
  * every target is flushed and the process exits.
  */
+import { write } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { messageOf } from '../src/errors.js';
 import { libcFunction } from '../src/libc.js';
 import { closeBacking, connect, openBacking, unmount } from './fuse/connection.js';
 import { MainRequests } from './fuse/main-requests.js';
+import { encodeAttributesChanged, encodeNameGone } from './fuse/wire.js';
+import { HeldRequests } from './held-requests.js';
 import { Attendance } from './lanes/attendance.js';
 import { LanePool } from './lanes/pool.js';
 import type { FromLane, ToLane } from './lanes/protocol.js';
@@ -16,7 +19,7 @@ import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
 import { Registry } from './registry.js';
 import { SavedFilters } from './saved-filters.js';
 import { MountedSnapshots } from './snapshots.js';
-import { deviceNode } from './tree/nodes.js';
+import { deviceNode, ROOT } from './tree/nodes.js';
 import { Passthrough } from './tree/passthrough.js';
 import { targetsFolder } from './tree/targets-folder.js';
 import { Tree } from './tree/tree.js';
@@ -60,6 +63,9 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
         }
       : undefined,
   );
+  // Asynchronous: the kernel may let it wait for requests that this thread has yet to answer. Nobody needs to know: what it forgets
+  // now it would ask anew for in a second.
+  const notify = (bytes: Uint8Array) => write(connection.fd, bytes, () => {});
   const announce = (message: ToLane) => pool.announce(message);
   const raise = (id: number, line: string) =>
     (registry.byId(id)?.events ?? snapshots.eventsOf(id))?.raise(line);
@@ -77,6 +83,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     },
     isInSnapshot: (id) => snapshots.holds(id),
     isPassedThrough: (id) => passthrough.isOpen(id),
+    attributesChanged: (node) => notify(encodeAttributesChanged(node)),
+    nameGone: (name) => notify(encodeNameGone(ROOT, name)),
     raise,
     savedFilters: options.stateDir === undefined ? undefined : new SavedFilters(options.stateDir),
   });
@@ -91,6 +99,12 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     version: VERSION,
   });
   const requests = new MainRequests(connection.fd, tree);
+  const held = new HeldRequests({
+    registry,
+    row: options.lanes,
+    reply: (unique, errno, body) => requests.reply(unique, errno, body),
+    handOver: (bytes) => requests.handle(bytes),
+  });
   const report = (failures: readonly string[]): number => {
     for (const failure of failures) log(`flush failed: ${failure}`);
     return failures.length > 0 ? 1 : 0;
@@ -105,6 +119,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     debug: options.debug,
     onMessage: (message: FromLane) => {
       if (message.kind === 'request') requests.handle(message.bytes);
+      else if (message.kind === 'held') void held.handle(message.bytes);
       else if (message.kind === 'event') raise(message.id, message.line);
       else log(message.line);
     },
@@ -118,6 +133,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   };
   process.on('uncaughtException', (error) => fail('the main thread', error));
   takeSignals(mountPoint, log, () => {
+    registry.resumeAll();
     registry.closeEvents();
     snapshots.closeEvents();
     report(registry.flushAll());

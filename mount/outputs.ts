@@ -14,13 +14,15 @@ import type { FilterDescription, ImageDescription, TargetDescription } from './l
  * then the target.
  */
 export class Output<D extends BlockDevice = BlockDevice> implements BlockDevice {
-  /** Bytes. */
-  readonly size: number;
   private front: BlockDevice;
 
-  constructor(readonly target: D) {
-    this.size = target.size;
+  constructor(public target: D) {
     this.front = target;
+  }
+
+  /** Bytes. */
+  get size(): number {
+    return this.target.size;
   }
 
   /** From now on requests meet `filter` first; undefined: the target. */
@@ -53,6 +55,8 @@ export class Output<D extends BlockDevice = BlockDevice> implements BlockDevice 
   }
 }
 
+type OpenDescription = Pick<TargetDescription, 'id' | 'typeName' | 'descriptor'>;
+
 export class Outputs {
   private readonly targets = new Map<number, Output<Target>>();
 
@@ -64,11 +68,19 @@ export class Outputs {
     return this.targets.get(id);
   }
 
-  addTarget({ id, typeName, descriptor }: Pick<TargetDescription, 'id' | 'typeName' | 'descriptor'>) {
-    const target = targetType(typeName).open(descriptor, { device: this.device, raise: this.raiseFor(id) });
-    const output = new Output(target);
-    this.targets.set(id, output);
+  addTarget(description: OpenDescription): Output<Target> {
+    const output = new Output(this.open(description));
+    this.targets.set(description.id, output);
     return output;
+  }
+
+  /** Another view of a target that has none of its filter; what stands on it goes on with its output. */
+  replaceTarget(description: OpenDescription): Target | undefined {
+    const output = this.targets.get(description.id);
+    if (!output) return undefined;
+    output.target = this.open(description);
+    output.setFilter(undefined);
+    return output.target;
   }
 
   /** Attaches a filter to a target, replaces its descriptor, or detaches it; returns this thread's view of it. */
@@ -106,6 +118,10 @@ export class Outputs {
     if (output) return output;
     throw new DmError('ENXIO', `${backing.path}: the target is gone`);
   };
+
+  private open({ id, typeName, descriptor }: OpenDescription): Target {
+    return targetType(typeName).open(descriptor, { device: this.device, raise: this.raiseFor(id) });
+  }
 
   private raiseFor(id: number): (line: string) => void {
     return (line) => this.raiseAt(id, line);

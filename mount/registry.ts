@@ -10,21 +10,22 @@ import type { FilterType } from '../src/filters/filter.js';
 import { filterType } from '../src/filters/index.js';
 import { parseTableLine, splitWords } from '../src/table.js';
 import { targetType } from '../src/targets/index.js';
-import type { FileBacking, Target } from '../src/targets/target.js';
+import type { Backing, FileBacking, Target } from '../src/targets/target.js';
 import { Backings } from './backings.js';
 import { Filters } from './filters.js';
 import type { FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
 import { Outputs } from './outputs.js';
 import { Identity, type SavedFilters } from './saved-filters.js';
-import type { LiveTarget, Slot } from './slot.js';
+import { type LiveTarget, REMOVALS, type Slot } from './slot.js';
+import { Suspension } from './suspension.js';
 import { EventLog } from './tree/events.js';
 import { SNAPSHOTS } from './tree/folder.js';
 
 export interface RegistryOptions {
   readonly mountPoint: string;
   readonly mountDevice: () => Promise<number>;
-  readonly lanes: number;
+  readonly lanes: number; // threads that count I/O are these and main
   /** Node id of the `device` file of slot `id`. */
   readonly deviceNode: (id: number) => number;
   /** Tells every lane, before it returns. */
@@ -44,6 +45,9 @@ export interface RegistryOptions {
   readonly savedFilters: SavedFilters | undefined;
   /** True while the kernel does I/O of target `id` itself. */
   readonly isPassedThrough: (id: number) => boolean;
+  /** The kernel is to ask anew for the attributes of a node, or for a name in the root. */
+  readonly attributesChanged: (node: number) => void;
+  readonly nameGone: (name: string) => void;
 }
 
 const NAME_BYTES_MAX = 128;
@@ -56,22 +60,34 @@ export class Registry {
   private readonly backings: Backings;
   private readonly outputs: Outputs;
   private readonly filters: Filters;
+  private readonly suspension: Suspension;
   private lastId = 0;
   private lastLoaded = 0;
   private lastChange: Promise<void> = Promise.resolve();
 
   constructor(private readonly options: RegistryOptions) {
     this.outputs = new Outputs(options.raise);
-    this.backings = new Backings(options.mountPoint, options.mountDevice, async (name) => {
+    const targetByName = async (name: string) => {
       await this.releasesOf(name);
       const slot = this.slots.get(name);
-      return slot?.live && { id: slot.id, target: slot.live.target, isOpen: slot.opens > 0 };
-    });
+      if (!slot?.live) return undefined;
+      const { id, live } = slot;
+      return { id, target: live.target, isOpen: slot.opens > 0, isHeld: this.suspension.holds(id) };
+    };
+    const sizeOfTarget = (id: number) => this.byId(id)?.live?.target.size ?? 0;
+    this.backings = new Backings(options.mountPoint, options.mountDevice, targetByName, sizeOfTarget);
     const { announce, attendFilter, savedFilters } = options;
     const { outputs, backings } = this;
     this.filters = new Filters({
       ...{ outputs, backings, announce, attendFilter, savedFilters },
       newId: () => this.newId(),
+    });
+    this.suspension = new Suspension({
+      ...options,
+      ...{ outputs, backings, filters: this.filters },
+      byId: (id) => this.byId(id),
+      all: () => this.all(),
+      settle: (id) => this.settle([id]),
     });
   }
 
@@ -94,13 +110,7 @@ export class Registry {
 
   /** mkdir. Throws EEXIST, EINVAL. */
   add(name: string): Slot {
-    if (this.slots.has(name)) throw new DmError('EEXIST', `${name}: exists`);
-    if (!/^[^\s/@.][^\s/]*$/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX || name === SNAPSHOTS) {
-      throw new DmError(
-        'EINVAL',
-        `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${SNAPSHOTS}`,
-      );
-    }
+    this.requireFree(name);
     const slot: Slot = {
       id: this.newId(),
       name,
@@ -109,6 +119,8 @@ export class Registry {
       changing: false,
       failure: undefined,
       opens: 0,
+      removal: 'normal',
+      suspended: false,
     };
     this.slots.set(name, slot);
     this.slotsById.set(slot.id, slot);
@@ -136,7 +148,8 @@ export class Registry {
    */
   async setFilter(slot: Slot, line: string): Promise<void> {
     const [name = '', ...args] = splitWords(line);
-    if (slot.changing) throw new DmError('EBUSY', `${slot.name}: its table or filter is being changed`);
+    this.refuseChanging(slot);
+    this.refuseHeld(slot);
     if (name !== 'none') {
       const type = filterType(name);
       const settle = () => this.settle([slot.id]);
@@ -167,16 +180,99 @@ export class Registry {
     await this.options.settle(nodes);
   }
 
-  /**
-   * rmdir. Throws ENOENT, EBUSY while `device` is open or another target stands on this one, and what a flush throws that may
-   * work the next time.
-   */
-  async remove(name: string): Promise<Slot> {
-    await this.releasesOf(name);
+  /** Throws ENODEV, EBUSY, and what a flush throws. */
+  async suspend(slot: Slot): Promise<void> {
+    this.requireLive(slot);
+    this.refuseChanging(slot);
+    await this.change(slot, () => this.suspension.suspend(slot));
+  }
+
+  /** Serves what was held, at the size that the backings have now. Throws ENODEV, EBUSY, and what keeps it from growing. */
+  async resume(slot: Slot): Promise<void> {
+    this.requireLive(slot);
+    this.refuseChanging(slot);
+    await this.change(slot, () => this.suspension.resume(slot));
+  }
+
+  /** Serves all that is held: the mount goes. */
+  resumeAll(): void {
+    this.suspension.resumeAll(this.all());
+  }
+
+  /** Throws EBUSY for what is suspended, or stands on what is. */
+  refuseHeld({ id, name }: Slot): void {
+    if (this.suspension.holds(id)) throw new DmError('EBUSY', `${name}: suspended; resume it first`);
+  }
+
+  isHeld({ id }: Slot): boolean {
+    return this.suspension.holds(id);
+  }
+
+  /** Resolves when requests for slot `id` may be served; undefined: now. */
+  whenFree(id: number): Promise<void> | undefined {
+    return this.suspension.whenFree(id);
+  }
+
+  /** What the target and its filter have for backings. */
+  claimsOf({ id, live }: Slot): readonly { access: 'read' | 'write'; backing: Backing }[] {
+    return [id, live?.filter?.owner ?? []].flat().flatMap((owner) => this.backings.claimsOf(owner));
+  }
+
+  /** rename(2). What stands on the target follows. Throws ENOENT, EEXIST, EINVAL, EBUSY while it is in a snapshot. */
+  rename(name: string, newName: string): void {
     const slot = this.slots.get(name);
     if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    if (slot.changing) throw new DmError('EBUSY', `${slot.name}: its table is being loaded or removed`);
-    if (slot.opens > 0) throw new DmError('EBUSY', `${slot.name}: its device file is open`);
+    if (name === newName) return;
+    this.requireFree(newName);
+    this.refuseChanging(slot);
+    this.refuseInSnapshot(slot);
+    this.slots.delete(name);
+    slot.name = newName;
+    this.slots.set(newName, slot);
+    this.backings.rename(slot.id, newName);
+    slot.events.raise(`renamed from=${name} to=${newName}`);
+  }
+
+  /** Says what `remove` does while `device` is open; `deferred` of one that is not open removes it. Throws EINVAL. */
+  async setRemoval(slot: Slot, text: string): Promise<void> {
+    const removal = REMOVALS.find((known) => known === text);
+    if (!removal)
+      throw new DmError('EINVAL', `removal: expected one of ${REMOVALS.join(', ')}, found \`${text}\``);
+    slot.removal = removal;
+    await this.removeIfDue(slot);
+  }
+
+  /** The last user has closed `device`: one whose removal was put off until then goes. */
+  async removeIfDue(slot: Slot): Promise<void> {
+    if (slot.removal !== 'deferred' || slot.opens > 0 || this.slots.get(slot.name) !== slot) return;
+    // Refused: that is in its events, and the next close tries again.
+    await this.remove(slot.name).then(
+      () => this.options.nameGone(slot.name),
+      (error) =>
+        slot.events.raise(
+          `remove_refused errno=${errnoOf(error)} reason=${JSON.stringify(messageOf(error))}`,
+        ),
+    );
+  }
+
+  /**
+   * rmdir. Throws ENOENT, EBUSY while `device` is open (unless its removal is forced) or another target stands on this one, and what
+   * a flush throws that may work the next time.
+   */
+  async remove(name: string): Promise<Slot> {
+    if (this.slots.get(name)?.removal !== 'force') await this.releasesOf(name);
+    const slot = this.slots.get(name);
+    if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
+    const isForced = slot.removal === 'force';
+    this.refuseChanging(slot);
+    // Its last flush would go to what is suspended.
+    if (!slot.suspended) this.refuseHeld(slot);
+    if (slot.opens > 0 && (!isForced || this.options.isPassedThrough(slot.id))) {
+      const who = isForced
+        ? 'the kernel passes its I/O through, which nothing stops'
+        : 'its device file is open';
+      throw new DmError('EBUSY', `${slot.name}: ${who}`);
+    }
     const user = this.backings.userOf(slot.id);
     if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
     this.refuseInSnapshot(slot);
@@ -186,23 +282,16 @@ export class Registry {
       live?.output.flush();
     } catch (error) {
       isFlushed = false;
-      if (!this.cannotFlush(slot)) {
+      if (!isForced && !this.cannotFlush(slot)) {
         const reason = JSON.stringify(messageOf(error));
         slot.events.raise(`remove_refused errno=${errnoOf(error)} reason=${reason}`);
         throw error;
       }
     }
-    if (live) {
-      // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
-      slot.live = undefined;
-      slot.changing = true;
-      await this.options.dismiss(slot.id);
-      close(live);
-      if (isFlushed) {
-        await this.filters.save(slot, live).catch((error) => slot.events.raise(notSaved(error)));
-      }
-      if (live.filter) this.backings.release(live.filter.owner);
-    }
+    // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
+    slot.live = undefined;
+    slot.changing = true;
+    if (live) await this.end(slot, live, isFlushed);
     this.options.announce({ kind: 'remove', id: slot.id });
     this.outputs.remove(slot.id);
     this.backings.release(slot.id);
@@ -249,6 +338,29 @@ export class Registry {
   /** Makes every completed write of every target durable: the errors of those that could not. */
   flushAll(): string[] {
     return textsOf(this.flushFailures());
+  }
+
+  /** Nothing uses the target any more, and what it has is closed but for its backings. */
+  private async end(slot: Slot, live: LiveTarget, isFlushed: boolean): Promise<void> {
+    if (slot.opens > 0) {
+      // By force. Requests that come from now on fail, and those that were held with them.
+      this.options.announce({ kind: 'remove', id: slot.id });
+      await this.settle([slot.id]);
+    }
+    if (slot.suspended) this.suspension.resumeAll([slot]);
+    await this.options.dismiss(slot.id);
+    if (slot.opens > 0) {
+      try {
+        live.output.flush();
+      } catch {
+        isFlushed = false;
+      }
+    }
+    close(live);
+    if (isFlushed) {
+      await this.filters.save(slot, live).catch((error) => slot.events.raise(notSaved(error)));
+    }
+    if (live.filter) this.backings.release(live.filter.owner);
   }
 
   private flushFailures(): Map<Slot, string> {
@@ -325,12 +437,12 @@ export class Registry {
       node: this.options.deviceNode(slot.id),
       typeName: type.name,
       descriptor,
-      stats: createStats(this.options.lanes),
+      stats: createStats(this.options.lanes + 1),
     };
     const output = this.outputs.addTarget(device);
     const { target } = output;
     const live: LiveTarget = {
-      ...{ type, target, output, stats: device.stats, loaded: ++this.lastLoaded },
+      ...{ type, target, output, device, stats: device.stats, loaded: ++this.lastLoaded },
       filter: undefined,
     };
     const saved = await this.filters.takeSaved(slot, live, identity).catch((error) => {
@@ -377,6 +489,21 @@ export class Registry {
       slot.changing = false;
       this.backings.release(filter.owner);
     }
+  }
+
+  /** Throws EEXIST, EINVAL for what cannot be the name of a new target. */
+  private requireFree(name: string): void {
+    if (this.slots.has(name)) throw new DmError('EEXIST', `${name}: exists`);
+    if (!/^[^\s/@.][^\s/]*$/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX || name === SNAPSHOTS) {
+      throw new DmError(
+        'EINVAL',
+        `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${SNAPSHOTS}`,
+      );
+    }
+  }
+
+  private refuseChanging({ name, changing }: Slot): void {
+    if (changing) throw new DmError('EBUSY', `${name}: its table or filter is being changed`);
   }
 
   private requireLive(slot: Slot): LiveTarget {

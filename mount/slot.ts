@@ -2,6 +2,7 @@
 import type { Filter, FilterType } from '../src/filters/filter.js';
 import type { Target, TargetType } from '../src/targets/target.js';
 import { SECTOR_BYTES } from '../src/units.js';
+import type { TargetDescription } from './lanes/protocol.js';
 import type { Output } from './outputs.js';
 import type { EventLog } from './tree/events.js';
 
@@ -13,14 +14,20 @@ export interface LiveTarget {
   /** The same with its filter before it. */
   readonly output: Output;
   readonly stats: SharedArrayBuffer;
+  /** As the other threads know it. */
+  readonly device: TargetDescription;
   /** Its number among all that were loaded: what it stands on has a lower one. */
   readonly loaded: number;
   filter: LiveFilter | undefined;
 }
 
+/** What becomes of a target whose `device` is open: not now; with the last close; now, and its users get EIO. */
+export const REMOVALS = ['normal', 'deferred', 'force'] as const;
+export type Removal = (typeof REMOVALS)[number];
+
 export interface Slot {
   readonly id: number;
-  readonly name: string;
+  name: string;
   readonly events: EventLog;
   live: LiveTarget | undefined;
   /** Its table is being loaded or removed, or its filter attached or detached. */
@@ -29,6 +36,9 @@ export interface Slot {
   failure: string | undefined;
   /** Opens of `device`. */
   opens: number;
+  removal: Removal;
+  /** No request is served until it is resumed. */
+  suspended: boolean;
 }
 
 /** A filter that is attached. */

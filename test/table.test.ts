@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { DmError } from '../src/errors.js';
 import { parseCount, parseTableLine, quoteWord, takeGroup } from '../src/table.js';
-import { targetType, targetUsages } from '../src/targets/index.js';
+import { targetType, targetTypes } from '../src/targets/index.js';
 
 function messageOf(run: () => unknown): string {
   try {
@@ -103,6 +103,6 @@ describe('target types', () => {
     expect(messageOf(() => targetType('thin'))).toMatch(
       /^there is no target type `thin`: known are linear, bow/,
     );
-    for (const usage of targetUsages()) expect(usage).toMatch(/^[a-z]+ </);
+    for (const { name, usage } of targetTypes()) expect(`${name} ${usage}`).toMatch(/^[a-z]+ </);
   });
 });

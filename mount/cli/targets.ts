@@ -1,16 +1,28 @@
-/** `dmfuse create`, `remove`, `ls`, `status`: what the shell does with mkdir, echo, rmdir and cat, and in plain words. */
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+/** `dmfuse create`, `remove`, `rename`, `suspend`…: what the shell does with mkdir, echo, mv and rmdir, and in plain words. */
+import { mkdirSync, readFileSync, renameSync, rmdirSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { DmError, type ErrnoName } from '../../src/errors.js';
+import { DmError, type ErrnoName, errnoOf } from '../../src/errors.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { daemonIsDead, explain, targetFolder } from './control.js';
+import { explain, readControl, requireTarget, targetFolder, writeControl } from './control.js';
 import { requireMount } from './find-mount.js';
-import { printJson } from './output.js';
+import { note, printJson } from './output.js';
 
 const NO_NAME = `not a name for a target: no blanks, no leading dot or @, not \`${SNAPSHOTS}\``;
+const STDIN = 0;
 
-export function create(mountArgument: string, name: string, table: string): void {
+interface ActOptions {
+  readonly json: boolean;
+}
+
+/** `table`: a line, a file that has one, `-` or left out for standard input. */
+export function create(
+  mountArgument: string,
+  name: string,
+  table: string | undefined,
+  options: ActOptions,
+): void {
   const folder = targetFolder(mountArgument, name);
+  const line = tableFrom(table);
   try {
     mkdirSync(folder);
   } catch (error) {
@@ -21,7 +33,7 @@ export function create(mountArgument: string, name: string, table: string): void
   }
   try {
     // With a newline: an empty text would be no write at all.
-    writeFileSync(join(folder, 'table'), `${table}\n`, { flag: 'r+' });
+    writeFileSync(join(folder, 'table'), `${line}\n`, { flag: 'r+' });
   } catch (error) {
     // The daemon knows why; errno alone does not.
     const reason = readFileSync(join(folder, 'status'), 'utf8')
@@ -30,69 +42,105 @@ export function create(mountArgument: string, name: string, table: string): void
     rmdirSync(folder);
     throw new DmError((error as { code?: ErrnoName }).code ?? 'EIO', `create ${name}: ${reason}`);
   }
+  done(options, { created: name });
 }
 
-export function remove(mountArgument: string, name: string): void {
+/** With `deferred` an open target goes with its last close; with `force` it goes now, and its users get EIO. */
+export async function remove(
+  mountArgument: string,
+  name: string,
+  options: ActOptions & { readonly force: boolean; readonly deferred: boolean },
+): Promise<void> {
   const folder = targetFolder(mountArgument, name);
+  const removal = options.force ? 'force' : options.deferred ? 'deferred' : undefined;
+  if (removal) await writeControl(requireTarget(requireMount(mountArgument), name), 'removal', removal);
   try {
     rmdirSync(folder);
   } catch (error) {
-    throw explain(error, `remove ${name}`, {
-      ENOENT: 'there is no target of that name',
-      EBUSY: 'in use: its device is open (losetup -a, fuser), or another target stands on it',
-      EIO: `what was written to it could not be made durable; the last line of ${folder}/events says why`,
+    const isGone = options.deferred && errnoOf(error) === errnoOf({ code: 'ENOENT' });
+    if (!isGone) {
+      if (options.deferred && isOpen(folder)) {
+        note(`${name} goes when its device is closed`);
+        done(options, { deferred: name });
+        return;
+      }
+      throw explain(error, `remove ${name}`, {
+        ENOENT: 'there is no target of that name',
+        EBUSY: options.force
+          ? 'another target stands on it, a snapshot has it, or the kernel passes its I/O through (close it first)'
+          : 'in use: its device is open (losetup -a, fuser), or another target stands on it',
+        EIO: `what was written to it could not be made durable; the last line of ${folder}/events says why`,
+      });
+    }
+  }
+  done(options, { removed: name });
+}
+
+export function rename(mountArgument: string, name: string, newName: string, options: ActOptions): void {
+  const mountPoint = requireMount(mountArgument);
+  try {
+    renameSync(requireTarget(mountPoint, name), targetFolder(mountPoint, newName));
+  } catch (error) {
+    throw explain(error, `rename ${name} to ${newName}`, {
+      EEXIST: 'there is a target of that name',
+      EINVAL: NO_NAME,
+      EBUSY: 'in a snapshot, or being changed',
     });
   }
+  done(options, { renamed: name, to: newName });
 }
 
-export function list(mountArgument: string, { json }: { json: boolean }): void {
-  const targets = readTargets(requireMount(mountArgument));
-  if (json) {
-    printJson({ targets: targets.map(({ name, type, lengthSectors }) => ({ name, type, lengthSectors })) });
-    return;
-  }
-  const width = Math.max(0, ...targets.map(({ name }) => name.length));
-  for (const { name, type, lengthSectors } of targets) {
-    process.stdout.write(`${name.padEnd(width)}  ${type ?? '-'}  ${lengthSectors ?? 0} sectors\n`);
-  }
+export async function suspend(mountArgument: string, name: string, options: ActOptions): Promise<void> {
+  await writeControl(requireTarget(requireMount(mountArgument), name), 'suspended', '1');
+  done(options, { suspended: name });
 }
 
-export function status(mountArgument: string, name: string | undefined, { json }: { json: boolean }): void {
-  const mountPoint = requireMount(mountArgument);
-  const targets = readTargets(mountPoint).filter((target) => name === undefined || target.name === name);
-  if (name !== undefined && targets.length === 0) {
-    throw new DmError('ENOENT', `status ${name}: there is no target of that name`);
-  }
-  if (json) printJson({ targets: targets.map(({ line: _line, ...target }) => target) });
-  else
-    for (const target of targets) process.stdout.write(`${name ? '' : `${target.name}: `}${target.line}\n`);
+export async function resume(mountArgument: string, name: string, options: ActOptions): Promise<void> {
+  const folder = requireTarget(requireMount(mountArgument), name);
+  await writeControl(folder, 'suspended', '0');
+  // The kernel learns of a new size when somebody asks.
+  statSync(join(folder, 'device'));
+  done(options, { resumed: name, lengthSectors: Number(readControl(folder, 'size')) });
 }
 
-function readTargets(mountPoint: string) {
-  return readNames(mountPoint).map((name) => {
-    const line = readFileSync(join(mountPoint, name, 'status'), 'utf8').trim();
-    const [, length, type, rest = ''] = /^0 (\d+) (\S+) ?(.*)$/s.exec(line) ?? [];
-    if (type === undefined) return { name, line, error: line };
-    return {
-      name,
-      line,
-      type,
-      lengthSectors: Number(length),
-      status: rest,
-      stats: readStats(join(mountPoint, name, 'stats')),
-    };
-  });
+export async function message(
+  mountArgument: string,
+  name: string,
+  sector: number,
+  words: readonly string[],
+  options: ActOptions,
+): Promise<void> {
+  const folder = requireTarget(requireMount(mountArgument), name);
+  if (sector !== 0)
+    throw new DmError('EINVAL', `message ${name}: sector ${sector}: a target is one piece, so say 0`);
+  await writeControl(folder, 'message', words.join(' '));
+  done(options, { sent: name });
 }
 
-function readNames(mountPoint: string): string[] {
+/** Whoever wants JSON wants it of everything. */
+function done({ json }: ActOptions, what: object): void {
+  if (json) printJson(what);
+}
+
+function isOpen(folder: string): boolean {
+  return !/^open_count 0$/m.test(readControl(folder, 'info'));
+}
+
+/** The one table line of a text; `#` begins a comment line. */
+function tableFrom(argument: string | undefined): string {
+  if (argument !== undefined && /\s/.test(argument.trim())) return argument;
+  const source = argument === undefined || argument === '-' ? STDIN : argument;
+  let text: string;
   try {
-    return readdirSync(mountPoint).filter((name) => name !== SNAPSHOTS);
+    text = readFileSync(source, 'utf8');
   } catch (error) {
-    throw explain(error, mountPoint, daemonIsDead(mountPoint));
+    const what = source === STDIN ? 'standard input' : `${argument}: no table line, and no file with one`;
+    throw explain(error, what, { ENOENT: 'no such file' });
   }
-}
-
-function readStats(path: string): Record<string, number> {
-  const lines = readFileSync(path, 'utf8').trim().split('\n');
-  return Object.fromEntries(lines.map((line) => line.split(' ')).map(([key, value]) => [key, Number(value)]));
+  const lines = text.split('\n').filter((line) => line.trim() !== '' && !line.trimStart().startsWith('#'));
+  if (lines.length === 1) return lines[0]!;
+  throw new DmError(
+    'EINVAL',
+    `${source === STDIN ? 'standard input' : argument}: ${lines.length} table lines, expected one: a target is one piece`,
+  );
 }

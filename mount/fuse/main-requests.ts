@@ -38,6 +38,9 @@ const POLLOUT = 0x004;
 const POLLRDNORM = 0x040;
 const POLLWRNORM = 0x100;
 
+// <linux/fs.h>; nothing is ever replaced.
+const RENAME_NOREPLACE = 1;
+
 /** Interrupts that came before their request; more than a few at a time never do. */
 const EARLY_INTERRUPTS_MAX = 64;
 
@@ -93,6 +96,13 @@ export class MainRequests {
         return entryOut(tree.makeDirectory(node, request.name(8)), VALID_SECONDS);
       case Opcode.RMDIR:
         return tree.removeDirectory(node, request.name(0)).then(() => EMPTY);
+      case Opcode.RENAME:
+        tree.rename(node, request.name(8), request.bodyU64(0), request.secondName(8));
+        return EMPTY;
+      case Opcode.RENAME2:
+        if (request.bodyU32(8) & ~RENAME_NOREPLACE) throw new DmError('EINVAL', 'rename: an exchange');
+        tree.rename(node, request.name(16), request.bodyU64(0), request.secondName(16));
+        return EMPTY;
       case Opcode.OPEN:
         return openReply(tree.open(node, request.bodyU32(0)));
       case Opcode.FLUSH:
@@ -167,7 +177,8 @@ export class MainRequests {
     this.reply(unique, errno, body);
   }
 
-  private reply(unique: number, errno: number, body?: Body): void {
+  /** The answer to a request that was served elsewhere. */
+  reply(unique: number, errno: number, body?: Body): void {
     this.send(encodeReply(unique, errno, body));
   }
 

@@ -20,6 +20,7 @@ export const Opcode = {
   SETATTR: 4,
   MKDIR: 9,
   RMDIR: 11,
+  RENAME: 12,
   OPEN: 14,
   READ: 15,
   WRITE: 16,
@@ -37,6 +38,7 @@ export const Opcode = {
   POLL: 40,
   BATCH_FORGET: 42,
   FALLOCATE: 43,
+  RENAME2: 45,
   LSEEK: 46,
 } as const;
 
@@ -47,6 +49,7 @@ const operations = new Map<number, Operation>([
   [Opcode.SETATTR, main('SETATTR', 88)],
   [Opcode.MKDIR, main('MKDIR', 9)],
   [Opcode.RMDIR, main('RMDIR', 1)],
+  [Opcode.RENAME, main('RENAME', 11)],
   [Opcode.OPEN, main('OPEN', 8)],
   [Opcode.READ, data('READ', 40)],
   [Opcode.WRITE, data('WRITE', 40)],
@@ -63,6 +66,7 @@ const operations = new Map<number, Operation>([
   [Opcode.POLL, main('POLL', 24)],
   [Opcode.BATCH_FORGET, drop('BATCH_FORGET', 8)],
   [Opcode.FALLOCATE, data('FALLOCATE', 32)],
+  [Opcode.RENAME2, main('RENAME2', 19)],
   [Opcode.LSEEK, data('LSEEK', 24)],
 ]);
 

@@ -53,6 +53,8 @@ export const SEEK_HOLE = 4;
 
 export const POLL_SCHEDULE_NOTIFY = 1 << 0;
 export const NOTIFY_POLL = 1;
+const NOTIFY_INVAL_INODE = 2;
+const NOTIFY_INVAL_ENTRY = 3;
 
 // ioctls of /dev/fuse: _IOW(229, 1, struct fuse_backing_map), _IOW(229, 2, u32)
 export const DEV_IOC_BACKING_OPEN = 0x4010e501;
@@ -106,6 +108,13 @@ export class Request {
     return Buffer.from(tail.subarray(0, end < 0 ? tail.length : end)).toString('utf8');
   }
 
+  /** The name behind that one; empty where there is none. */
+  secondName(structBytes: number): string {
+    const tail = this.tail(structBytes);
+    const end = tail.indexOf(0);
+    return end < 0 ? '' : this.name(structBytes + end + 1);
+  }
+
   /** A request that outlives the lane's buffer. */
   copy(): Request {
     return Request.of(this.bytes.slice(0, this.length));
@@ -148,8 +157,32 @@ export function encodeReply(unique: number, errno: number, body: Uint8Array = ne
 /** A notification is a reply to nobody: unique 0, its code where the error would be. */
 export function encodePollWakeup(kernelHandle: number): Uint8Array {
   const body = record(8, (out) => putU64(out, 0, kernelHandle));
+  return notification(NOTIFY_POLL, body);
+}
+
+/** A notification: the kernel asks anew for the attributes of a node, and keeps what it has of its content. */
+export function encodeAttributesChanged(node: number): Uint8Array {
+  const body = record(24, (out) => {
+    putU64(out, 0, node);
+    out.setBigInt64(8, -1n, true);
+  });
+  return notification(NOTIFY_INVAL_INODE, body);
+}
+
+/** A notification: the kernel forgets a name in a directory. It may wait for requests to that directory. */
+export function encodeNameGone(parent: number, name: string): Uint8Array {
+  const bytes = Buffer.from(`${name}\0`);
+  const body = record(16 + bytes.length, (out) => {
+    putU64(out, 0, parent);
+    out.setUint32(8, bytes.length - 1, true);
+  });
+  body.set(bytes, 16);
+  return notification(NOTIFY_INVAL_ENTRY, body);
+}
+
+function notification(code: number, body: Uint8Array): Uint8Array {
   const bytes = encodeReply(0, 0, body);
-  new DataView(bytes.buffer).setInt32(4, NOTIFY_POLL, true);
+  new DataView(bytes.buffer).setInt32(4, code, true);
   return bytes;
 }
 

@@ -3,8 +3,9 @@
  * edge, a request is cut to the device (reads end there, writes past it are ENOSPC); targets see only what is inside.
  */
 import { type BlockDevice, extentOf } from '../../src/device/block-device.js';
-import { DmError } from '../../src/errors.js';
-import { Opcode } from '../fuse/opcodes.js';
+import { DmError, errnoOf, messageOf } from '../../src/errors.js';
+import { SECTOR_BYTES } from '../../src/units.js';
+import { Opcode, operationOf } from '../fuse/opcodes.js';
 import {
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
@@ -27,6 +28,15 @@ export interface ServedDevice {
   readonly id: number;
   readonly output: Output;
   readonly stats: LaneStats;
+}
+
+/** EIO means that something is broken: a line for the device's events, for the errno alone tells nobody what. */
+export function failureLine(request: Request, error: unknown): string | undefined {
+  if (errnoOf(error) !== errnoOf({ code: 'EIO' })) return undefined;
+  const isFlush = request.opcode === Opcode.FSYNC;
+  const at = isFlush ? '' : ` sector=${Math.floor(request.bodyU64(8) / SECTOR_BYTES)}`;
+  const name = operationOf(request.opcode)?.name.toLowerCase();
+  return `io_error op=${name}${at} reason=${JSON.stringify(messageOf(error))}`;
 }
 
 /** Serves one request for a device. The reply's body goes into `body`; returns its length in bytes. Throws the error. */

@@ -6,8 +6,7 @@
  */
 import { readSync, writeSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { errnoOf, messageOf } from '../../src/errors.js';
-import { SECTOR_BYTES } from '../../src/units.js';
+import { errnoOf } from '../../src/errors.js';
 import { Opcode, type Operation, operationOf } from '../fuse/opcodes.js';
 import {
   IN_HEADER_BYTES,
@@ -19,7 +18,7 @@ import {
 } from '../fuse/wire.js';
 import { Outputs } from '../outputs.js';
 import { Crew } from './crew.js';
-import { type ServedDevice, serveDevice } from './device-requests.js';
+import { failureLine, type ServedDevice, serveDevice } from './device-requests.js';
 import {
   type DeviceDescription,
   type FromLane,
@@ -34,6 +33,7 @@ const { fuseFd, lane, control, crew: crewWords, regulars, port, debug } = worker
 const controlWords = new Int32Array(control);
 const devicesByNode = new Map<number, ServedDevice>();
 const outputs = new Outputs(raiseAt);
+let held: ReadonlySet<number> = new Set();
 let registryVersion = 0;
 
 const crew = new Crew(new Int32Array(crewWords), lane, regulars);
@@ -71,7 +71,7 @@ function serve(): void {
   } else if (request.length < IN_HEADER_BYTES + operation.structBytes) {
     answer(errnoOf({ code: 'EINVAL' }), 0);
   } else if (operation.served === 'data') {
-    if (!serveData(operation)) handToMain();
+    if (!serveData()) handToMain();
   } else if (operation.served === 'main') {
     handToMain();
   }
@@ -79,7 +79,7 @@ function serve(): void {
 }
 
 /** False for what is no `device`. */
-function serveData(operation: Operation): boolean {
+function serveData(): boolean {
   crew.begin(request.node);
   let device: ServedDevice | undefined;
   let errno = 0;
@@ -88,6 +88,10 @@ function serveData(operation: Operation): boolean {
     adoptChanges();
     device = devicesByNode.get(request.node);
     if (!device) return false;
+    if (held.has(request.node)) {
+      handToMain('held');
+      return true;
+    }
     // A flush waits for the disk, whatever came before.
     if (request.opcode === Opcode.FSYNC) crew.call();
     bytes = serveDevice(device, request, replyBody);
@@ -95,24 +99,13 @@ function serveData(operation: Operation): boolean {
     if (!device) throw error;
     device.stats.add('errors', 1);
     errno = errnoOf(error);
-    if (errno === errnoOf({ code: 'EIO' })) raiseFailure(device, operation, error);
+    const line = failureLine(request, error);
+    if (line !== undefined) raiseAt(device.id, line);
   } finally {
     crew.end();
   }
   answer(errno, bytes);
   return true;
-}
-
-/** EIO means that something is broken: a line in the target's events, for the errno alone tells nobody what. */
-function raiseFailure(device: ServedDevice, operation: Operation, error: unknown): void {
-  const at =
-    request.opcode === Opcode.FSYNC ? '' : ` sector=${Math.floor(request.bodyU64(8) / SECTOR_BYTES)}`;
-  const reason = JSON.stringify(messageOf(error));
-  send({
-    kind: 'event',
-    id: device.id,
-    line: `io_error op=${operation.name.toLowerCase()}${at} reason=${reason}`,
-  });
 }
 
 function answer(errno: number, bodyBytes: number): void {
@@ -126,9 +119,9 @@ function answer(errno: number, bodyBytes: number): void {
   }
 }
 
-function handToMain(): void {
+function handToMain(kind: 'request' | 'held' = 'request'): void {
   const bytes = request.bytes.slice(0, request.length);
-  send({ kind: 'request', bytes }, bytes.buffer);
+  send({ kind, bytes }, bytes.buffer);
 }
 
 function adoptChanges(): void {
@@ -139,6 +132,8 @@ function adoptChanges(): void {
     const message = next.message as ToLane;
     if (message.kind === 'add') add(message.device);
     else if (message.kind === 'filter') outputs.setFilter(message.id, message.filter);
+    else if (message.kind === 'replace') outputs.replaceTarget(message.device);
+    else if (message.kind === 'hold') held = new Set(message.nodes);
     else remove(message.id);
   }
 }

@@ -6,7 +6,7 @@
  * its port when it differs. Main answers the user after that, so no request for a new device can come before it. A lane that was inside a
  * request at that moment serves it to its end in the old state: main waits for it where that matters (LanePool.settle).
  *
- * Lane → main: requests that are not for the data path, events of targets, lines of --debug.
+ * Lane → main: requests that are not for the data path, or for a device that is held, events of targets, lines of --debug.
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ImageDescriptor } from '../../src/filters/blksnap/image.js';
@@ -46,11 +46,17 @@ export interface FilterDescription {
 export type ToLane =
   | { readonly kind: 'add'; readonly device: DeviceDescription }
   | { readonly kind: 'remove'; readonly id: number }
+  /** A target that has grown: the same device, as another descriptor has it. */
+  | { readonly kind: 'replace'; readonly device: TargetDescription }
+  /** All `device` files whose requests are not to be served now but handed to main. */
+  | { readonly kind: 'hold'; readonly nodes: readonly number[] }
   /** Attaches a filter to a target, replaces its descriptor, or detaches it. */
   | { readonly kind: 'filter'; readonly id: number; readonly filter: FilterDescription | undefined };
 
 export type FromLane =
   | { readonly kind: 'request'; readonly bytes: Uint8Array }
+  /** A request for a device that is held. */
+  | { readonly kind: 'held'; readonly bytes: Uint8Array }
   | { readonly kind: 'event'; readonly id: number; readonly line: string }
   | { readonly kind: 'trace'; readonly line: string };
 
@@ -63,7 +69,7 @@ export interface AttendantData {
 
 /** Attendants hear of targets as the lanes do; nobody stands on an image. */
 export type ToAttendant =
-  | Exclude<ToLane, { readonly kind: 'add' }>
+  | Extract<ToLane, { readonly kind: 'remove' | 'filter' }>
   | { readonly kind: 'add'; readonly device: TargetDescription };
 
 /** What an attendant says. */

@@ -15,6 +15,11 @@ export class EventLog {
   private readonly wakers = new Set<() => void>();
   private closed = false;
 
+  /** Events that there have been. */
+  get count(): number {
+    return this.first + this.lines.length;
+  }
+
   /** Appends an event and wakes everybody who waits for one. */
   raise(event: string): void {
     this.lines.push(`${event} monotonic_ns=${process.hrtime.bigint()}\n`);

@@ -3,11 +3,12 @@
  * those of filters. This is the one place where a declaration becomes a file.
  */
 import { fstatSync, ftruncateSync } from 'node:fs';
+import { hasData } from '../../src/device/file.js';
 import { DmError } from '../../src/errors.js';
 import { blksnap } from '../../src/filters/blksnap/tracker.js';
 import type { Filter } from '../../src/filters/filter.js';
 import { filterTypes } from '../../src/filters/index.js';
-import { parseSectorRanges } from '../../src/table.js';
+import { parseSectorRanges, quoteWord } from '../../src/table.js';
 import type { ControlFile } from '../../src/targets/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { STAT_NAMES, sumStats } from '../lanes/stats.js';
@@ -46,6 +47,7 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
       {
         write: (text) => {
           if (registry.claimOn(slot)) throw new DmError('EBUSY', `${slot.name}: another target stands on it`);
+          registry.refuseHeld(slot);
           discard(live(slot), text);
         },
       },
@@ -56,13 +58,40 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
       { read: () => `${filterLine(live(slot))}\n`, write: (text) => registry.setFilter(slot, text) },
       isLive,
     ),
+    textFile('info', { read: () => infoText(slot) }),
+    textFile('deps', { read: () => depsText(registry.claimsOf(slot)) }, isLive),
+    textFile(
+      'suspended',
+      {
+        read: () => `${Number(slot.suspended)}\n`,
+        write: (text) => registry[suspendOrResume(text)](slot),
+      },
+      isLive,
+    ),
+    textFile('removal', {
+      read: () => `${slot.removal}\n`,
+      write: (text) => registry.setRemoval(slot, text.trim()),
+    }),
+    textFile('message', { write: (text) => obey(ownFiles, live(slot), text) }, isLive),
   ];
-  const ofTarget = (slot.live?.type.files ?? []).map((file) => controlFile(file, () => live(slot).target));
-  const ofFilters = filterTypes().flatMap((type) =>
-    type.files.map((file) =>
-      controlFile(file, () => attached(slot, type.name), slot.live?.filter?.type === type),
+  // What is told to a target may be I/O of its own.
+  const subject = <T>(subjectOf: () => T) => ({ of: subjectOf, mayChange: () => registry.refuseHeld(slot) });
+  const ofTarget = (slot.live?.type.files ?? []).map((file) =>
+    controlFile(
+      file,
+      subject(() => live(slot).target),
     ),
   );
+  const ofFilters = filterTypes().flatMap((type) =>
+    type.files.map((file) =>
+      controlFile(
+        file,
+        subject(() => attached(slot, type.name)),
+        slot.live?.filter?.type === type,
+      ),
+    ),
+  );
+  const ownFiles = [...ofTarget, ...ofFilters];
   const isTracked = slot.live?.filter?.type.name === blksnap.name;
   const snapshot = textFile(
     'snapshot',
@@ -72,14 +101,74 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
   return [...common, snapshot, ...ofFilters, ...ofTarget];
 }
 
-/** A declared file, which works on what `subject` returns or throws the reason why there is none. */
-function controlFile<T>({ name, read, bytes, write }: ControlFile<T>, subject: () => T, isShown = true) {
+/** What a declared file works on; both throw the reason why not. */
+interface Subject<T> {
+  of(): T;
+  mayChange(): void;
+}
+
+function controlFile<T>({ name, read, bytes, write }: ControlFile<T>, subject: Subject<T>, isShown = true) {
   const text: TextFile = {
-    ...(read ? { read: () => read(subject()) } : {}),
-    ...(bytes ? { bytes: () => bytes(subject()) } : {}),
-    ...(write ? { write: (line: string) => write(subject(), line) } : {}),
+    ...(read ? { read: () => read(subject.of()) } : {}),
+    ...(bytes ? { bytes: () => bytes(subject.of()) } : {}),
+    ...(write
+      ? {
+          write: (line: string) => {
+            subject.mayChange();
+            return write(subject.of(), line);
+          },
+        }
+      : {}),
   };
   return textFile(name, text, isShown);
+}
+
+function suspendOrResume(text: string): 'suspend' | 'resume' {
+  if (text.trim() === '1') return 'suspend';
+  if (text.trim() === '0') return 'resume';
+  throw new DmError('EINVAL', `suspended: expected 1 or 0, found \`${text}\``);
+}
+
+/** `dmsetup message`: what the type calls a message, or the name of one of its files and what is written to it. */
+async function obey(files: readonly TreeFile[], { type }: LiveTarget, text: string): Promise<void> {
+  const [, word = '', rest = ''] = /^\s*(\S+)\s*(.*)$/s.exec(text) ?? [];
+  const [name, value] = type.messages?.[word] ?? [word, rest];
+  const file = files.find(
+    (candidate) => candidate.isShown && candidate.name === name && candidate.text?.write,
+  );
+  if (!file || (type.messages?.[word] && rest !== '')) {
+    const known = files
+      .filter(({ isShown, text: content }) => isShown && content?.write)
+      .map((each) => each.name);
+    const words = [...Object.keys(type.messages ?? {}), ...known];
+    throw new DmError(
+      'EINVAL',
+      `message \`${text}\`: expected one of ${words.join(', ') || 'none: the target has no messages'}`,
+    );
+  }
+  await file.text!.write!(value);
+}
+
+function depsText(claims: ReturnType<Registry['claimsOf']>): string {
+  return claims.map(({ access, backing }) => `${access} ${quoteWord(backing.path)}\n`).join('');
+}
+
+function infoText(slot: Slot): string {
+  const { name, live: target, failure, opens, removal, suspended, events } = slot;
+  const state = suspended ? 'suspended' : target ? 'active' : failure === undefined ? 'no_table' : 'failed';
+  const lines = {
+    name,
+    state,
+    type: target?.type.name ?? '-',
+    length_sectors: (target?.target.size ?? 0) / SECTOR_BYTES,
+    open_count: opens,
+    event_nr: events.count,
+    filter: target?.filter?.type.name ?? 'none',
+    removal,
+  };
+  return Object.entries(lines)
+    .map(([key, value]) => `${key} ${value}\n`)
+    .join('');
 }
 
 function live(slot: Slot): LiveTarget {
@@ -136,7 +225,9 @@ class TargetOutput implements OutputFile {
       throw new DmError('EBUSY', `${slot.name}: another target stands on it`);
     }
     // A filter sees every request, and one may be about to be attached.
-    const mayPass = filter === undefined && !slot.changing;
+    const isFree = !slot.changing && !this.registry.isHeld(slot);
+    // Once the kernel passes one open through, it must do so with all.
+    const mayPass = filter === undefined && (isFree || this.passthrough.isOpen(slot.id));
     const backingId = mayPass ? this.passthrough.open(slot.id, target) : undefined;
     slot.opens++;
     return backingId;
@@ -150,21 +241,23 @@ class TargetOutput implements OutputFile {
     const { slot } = this;
     slot.opens--;
     if (slot.opens === 0) this.passthrough.close(slot.id);
-    if (!wasPassedThrough) return;
     try {
-      this.cutOverrun();
+      if (wasPassedThrough) this.cutOverrun();
     } catch {
       // FLUSH has told the writer, or nobody is left to tell.
     }
+    void this.registry.removeIfDue(slot);
   }
 
   /**
    * With passthrough the kernel writes to the backing file itself, and past the device's end it makes the file longer.
-   * A device's size is fixed: what is too much goes, and whoever wrote it hears ENOSPC from close(2).
+   * A device's size is fixed: what is too much goes, and whoever wrote it hears ENOSPC from close(2). A hole was not written: somebody
+   * has made the file longer, to let the target grow.
    */
   private cutOverrun(): void {
     const { fd, size, path } = this.slot.live?.target.passthrough?.() ?? {};
     if (fd === undefined || size === undefined || fstatSync(fd).size <= size) return;
+    if (!hasData(fd, size)) return;
     ftruncateSync(fd, size);
     this.slot.events.raise(`write_past_end size=${size}`);
     throw new DmError('ENOSPC', `${path}: written past the device's end`);

@@ -52,6 +52,8 @@ export interface Folder {
   make?(name: string): Folder;
   /** rmdir in it: the ids of all folders that are gone with it. */
   remove?(name: string): Promise<readonly number[]>;
+  /** rename in it; left out: EPERM. */
+  rename?(name: string, newName: string): void;
 }
 
 /** A file of text, with the permissions that its functions ask for. */

@@ -3,7 +3,7 @@ import type { Slot } from '../slot.js';
 import { type FilesContext, filesOf } from './files.js';
 import type { Folder } from './folder.js';
 
-export interface TargetsFolder extends Pick<Folder, 'folders' | 'make' | 'remove'> {
+export interface TargetsFolder extends Pick<Folder, 'folders' | 'make' | 'remove' | 'rename'> {
   /** The folder of a slot. */
   byId(id: number): Folder | undefined;
 }
@@ -21,6 +21,7 @@ export function targetsFolder(context: FilesContext): TargetsFolder {
     folders: () => [...registry.all().map(slotFolder), snapshots.folder],
     make: (name) => slotFolder(registry.add(name)),
     remove: async (name) => [(await registry.remove(name)).id],
+    rename: (name, newName) => registry.rename(name, newName),
     byId(id) {
       const slot = registry.byId(id);
       return slot && slotFolder(slot);

@@ -63,7 +63,7 @@ export interface TreeEntry {
 }
 
 export interface TreeOptions {
-  readonly root: Pick<Folder, 'folders' | 'make' | 'remove'>;
+  readonly root: Pick<Folder, 'folders' | 'make' | 'remove' | 'rename'>;
   readonly folderById: (id: number) => Folder | undefined;
   /** Of whoever mounts: he owns all files. */
   readonly uid: number;
@@ -140,6 +140,14 @@ export class Tree {
     for (const node of this.owners.keys()) {
       if (gone.includes(folderIdOf(node))) this.owners.delete(node);
     }
+  }
+
+  /** rename(2) of a folder in its own parent. Throws EPERM, EXDEV, and what the parent throws. */
+  rename(parent: number, name: string, newParent: number, newName: string): void {
+    const folder = this.directory(parent);
+    if (!folder.rename) throw new DmError('EPERM', `${name}: only targets are renamed`);
+    if (newParent !== parent) throw new DmError('EXDEV', `${name}: stays in its directory`);
+    folder.rename(name, newName);
   }
 
   openDirectory(node: number): number {

@@ -4,7 +4,7 @@
  *
  * I/O is buffered: a write is in the page cache (safe from kill -9) when it returns and durable after a flush.
  */
-import { fdatasyncSync, ftruncateSync, readSync, writeSync } from 'node:fs';
+import { fdatasyncSync, fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs';
 import { DmError } from '../errors.js';
 import { libcFunction, SystemCallError } from '../libc.js';
 import { type BlockDevice, type Extent, isUnsupported } from './block-device.js';
@@ -42,6 +42,25 @@ export interface FileDescription {
 /** Bytes of an open regular file or block device. */
 export function fileSize(fd: number): number {
   return lseek(fd, 0, SEEK_END);
+}
+
+/** Makes an open regular file `bytes` long, where it is shorter. False for a block device. */
+export function extendFile(fd: number, bytes: number): boolean {
+  const stats = fstatSync(fd);
+  if (!stats.isFile()) return false;
+  if (stats.size < bytes) ftruncateSync(fd, bytes);
+  return true;
+}
+
+/** Whether an open file holds data from byte `offset` on, and not a hole alone. */
+export function hasData(fd: number, offset: number): boolean {
+  try {
+    lseek(fd, offset, SEEK_DATA);
+    return true;
+  } catch (error) {
+    if ((error as { code?: unknown }).code === 'ENXIO') return false;
+    throw error;
+  }
 }
 
 /**

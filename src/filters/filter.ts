@@ -51,6 +51,8 @@ export interface FilterType<Descriptor = unknown, F extends Filter = Filter> {
    */
   save?(descriptor: Descriptor, identity: string): Uint8Array;
   restore?(bytes: Uint8Array, device: { readonly identity: string; readonly size: number }): Descriptor;
+  /** Another descriptor for a device that has grown to `size` bytes; left out: the one there is will do. */
+  resized?(size: number): Descriptor;
   /** What the filter adds to the control files of its device. */
   readonly files: readonly ControlFile<F>[];
 }

@@ -18,7 +18,7 @@ export function targetType(name: string): TargetType {
   throw new DmError('EINVAL', `there is no target type \`${name}\`: known are ${known}`);
 }
 
-/** `TYPE ARGS` of every target type, for --help. */
-export function targetUsages(): string[] {
-  return types.map(({ name, usage }) => `${name} ${usage}`);
+/** All target types. */
+export function targetTypes(): readonly TargetType[] {
+  return types;
 }

@@ -47,6 +47,11 @@ export interface CreateContext extends OpenContext {
   openBacking(device: string, access: 'read' | 'write'): Promise<Backing>;
 }
 
+export interface GrowContext extends OpenContext {
+  /** Bytes that a backing has now. */
+  sizeOf(backing: Backing): number;
+}
+
 /** One thread's view of a live target. */
 export interface Target extends BlockDevice {
   /** The arguments of the table line, such that `create` accepts them unchanged. */
@@ -95,6 +100,14 @@ export interface TargetType<Descriptor = unknown, T extends Target = Target> {
   create(args: readonly string[], context: CreateContext): Promise<Descriptor>;
   /** Every thread. Must not do I/O: lanes open a target between two requests. */
   open(descriptor: Descriptor, context: OpenContext): T;
+  /**
+   * Main thread, while no request is under way and all is flushed: a descriptor for the same device, longer, with the same
+   * backings; undefined where they have not grown, or the device does not go to their end. Left out: its size never changes.
+   * Throws DmError where it cannot.
+   */
+  grow?(descriptor: Descriptor, context: GrowContext): Descriptor | undefined;
+  /** Messages (`dmsetup message`) that mean a text for one of its control files. Any other begins with the name of one. */
+  readonly messages?: Readonly<Record<string, readonly [file: string, text: string]>>;
   /** What the target adds to the common control files. */
   readonly files: readonly ControlFile<T>[];
 }

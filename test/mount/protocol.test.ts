@@ -69,6 +69,8 @@ beforeAll(async () => {
     isPassedThrough: () => false,
     raise: () => {},
     savedFilters: undefined,
+    attributesChanged: () => {},
+    nameGone: () => {},
   });
   for (const name of ['x', 'y']) registry.add(name);
   const snapshots = new MountedSnapshots({ registry, lanes: 1, announce: () => {} });

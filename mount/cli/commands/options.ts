@@ -35,6 +35,13 @@ export function parseBytes(value: string): number {
   throw new InvalidArgumentError('expected bytes, or K, M, G, T of 1024, and whole sectors (512 bytes)');
 }
 
+/** A whole number. */
+export function parseCount(value: string): number {
+  const count = Number(value);
+  if (/^\d+$/.test(value) && Number.isSafeInteger(count)) return count;
+  throw new InvalidArgumentError('expected a whole number');
+}
+
 /** A byte of a change map. */
 export function parseNumber(value: string): number {
   const number = Number(value);

@@ -126,6 +126,9 @@ export const blksnap: FilterType<TrackerDescriptor, TrackerFilter> = {
     return createTracker(size, saved.map);
   },
 
+  /** A map is of one size: a new generation begins. */
+  resized: (size) => createTracker(size),
+
   open(descriptor, context) {
     return new TrackerFilter(descriptor, context);
   },

@@ -103,6 +103,9 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
     };
   },
 
+  // As the kernel's.
+  messages: { enable_hydration: ['hydration', '1'], disable_hydration: ['hydration', '0'] },
+
   open(descriptor, context) {
     return new CloneTarget(descriptor, context);
   },

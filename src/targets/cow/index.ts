@@ -44,6 +44,7 @@ import type { Backing, CreateContext, TargetType } from '../target.js';
 import { initialiseBitmap, inspectBitmap } from './bitmap-device.js';
 import { createBits, loadBits } from './bits.js';
 import { cowFiles } from './controls.js';
+import { growStack } from './grow.js';
 import { type CowDescriptor, createShared, type Layer, type Member } from './state.js';
 import { CowTarget } from './target.js';
 
@@ -94,6 +95,8 @@ export const cow: TargetType<CowDescriptor, CowTarget> = {
     if (isNew.at(-1)) initialiseBitmap(context.device(opened.at(-1)!.bitmap), layout);
     return { size: sectors * SECTOR_BYTES, base: bottom, layers: loaded, ...createShared(layout, owned) };
   },
+
+  grow: growStack,
 
   open(descriptor, context) {
     return new CowTarget(descriptor, context);

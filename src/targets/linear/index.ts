@@ -108,6 +108,13 @@ export const linear: TargetType<LinearDescriptor, LinearTarget> = {
     return { backing, offset, size: sectors * SECTOR_BYTES, mayPassThrough: group.length === 0 };
   },
 
+  grow(descriptor, { sizeOf }) {
+    const { backing, offset, size } = descriptor;
+    const sizeFor = (available: number) => Math.floor((available - offset) / SECTOR_BYTES) * SECTOR_BYTES;
+    const grown = sizeFor(sizeOf(backing));
+    return size === sizeFor(backing.size) && grown > size ? { ...descriptor, size: grown } : undefined;
+  },
+
   open(descriptor, context) {
     return new LinearTarget(descriptor, context);
   },
