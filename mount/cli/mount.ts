@@ -92,7 +92,7 @@ function setParameter(setting: string): void {
 }
 
 async function startInBackground(): Promise<void> {
-  const daemon = fork(fileURLToPath(import.meta.resolve('./main.js')), process.argv.slice(2), {
+  const daemon = fork(fileURLToPath(new URL('./main.js', import.meta.url)), process.argv.slice(2), {
     detached: true,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
     // Mebibytes. The main thread makes garbage only where control files are used; by default that grows to 16 and stays.

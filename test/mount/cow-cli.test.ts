@@ -85,7 +85,7 @@ describe('dmfuse cow create', () => {
     expect(statSync(lab.path("a layer's.bitmap")).size).toBe(102_400);
 
     const { point, path, umount } = await lab.mount();
-    const main = `${process.execPath} ${new URL('../../dist/mount/cli/main.js', import.meta.url).pathname}`;
+    const main = `${process.execPath} ${new URL('../../dist/main.js', import.meta.url).pathname}`;
     const example = printed[1]!.replace('example: dmfuse create MNT NAME', `${main} create ${point} x`);
     await lab.sh(example);
     await lab.sh(`cmp base.img ${path('x/device')}

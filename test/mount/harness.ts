@@ -18,7 +18,7 @@ import { isAlive } from '../../mount/cli/umount.js';
 
 /** What `npm run build` made. */
 export const DIST = fileURLToPath(new URL('../../dist', import.meta.url));
-export const MAIN = join(DIST, 'mount/cli/main.js');
+export const MAIN = join(DIST, 'main.js');
 const GUARD = fileURLToPath(new URL('./guard.sh', import.meta.url));
 
 /** For what hangs, not for what is slow: machines are shared. */

@@ -24,7 +24,7 @@ async function asNobody(lab: Lab, script: string): Promise<string> {
     exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -euo pipefail "$1"`;
   const inside = `
     cd ${lab.path('his')}
-    program=(${lab.path('world/node')} ${lab.path('world/repository/dist/mount/cli/main.js')})
+    program=(${lab.path('world/node')} ${lab.path('world/repository/dist/main.js')})
     dmfuse() { "\${program[@]}" "$@"; }
     # refused WORDS COMMAND…: it exits 1 and its error contains the words
     refused() {

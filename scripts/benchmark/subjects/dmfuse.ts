@@ -11,7 +11,7 @@ import { type Lab, waitUntil } from '../lab.js';
 import { unmount } from '../loop-device.js';
 import type { Served, Subject } from '../subject.js';
 
-const COMMAND = fileURLToPath(new URL('../../../mount/cli/main.js', import.meta.url));
+const COMMAND = fileURLToPath(new URL('./main.js', import.meta.url));
 const UNMOUNT_LIMIT_SECONDS = 120;
 const PROBE_BYTES = 4096;
 const CLONE_REGION_SECTORS = 128;

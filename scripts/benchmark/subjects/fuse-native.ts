@@ -5,7 +5,7 @@ import { isThere, waitUntil } from '../lab.js';
 import { unmount } from '../loop-device.js';
 import type { Subject } from '../subject.js';
 
-const SERVER = fileURLToPath(new URL('../fuse-native-server.js', import.meta.url));
+const SERVER = fileURLToPath(new URL('./fuse-native-server.js', import.meta.url));
 
 export const fuseNative: Subject = {
   name: 'fuse-native',
