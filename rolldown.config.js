@@ -14,6 +14,18 @@ export default {
   },
   platform: 'node',
   external: ['koffi', 'fuse-native'],
-  output: { dir: 'dist', format: 'cjs', sourcemap: true, entryFileNames: '[name].js', chunkFileNames: 'chunks-[name]-[hash].js', cleanDir: true },
-  plugins: [{ name: 'commonjs-folder', writeBundle: () => writeFileSync('dist/package.json', '{ "type": "commonjs" }\n') }],
+  output: {
+    dir: 'dist',
+    format: 'cjs',
+    sourcemap: true,
+    entryFileNames: '[name].js',
+    chunkFileNames: 'chunks-[name]-[hash].js',
+    cleanDir: true,
+  },
+  plugins: [
+    {
+      name: 'commonjs-folder',
+      writeBundle: () => writeFileSync('dist/package.json', '{ "type": "commonjs" }\n'),
+    },
+  ],
 };

@@ -1,25 +1,22 @@
 /**
- * The daemon: one mount, its registry, its tree and its lanes, from mount(2) to the last flush.
+ * The daemon: one mount, its registry, its tree and its transport, from mount(2) to the last flush.
  *
  * It ends when the mount is gone, whoever took it away: `dmfuse umount`, umount(8), fusermount3 -u, or a signal. Then
  * every target is flushed and the process exits.
  */
-import { write } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { messageOf } from '../src/errors.js';
 import { libcFunction } from '../src/libc.js';
-import { closeBacking, connect, openBacking, unmount } from './fuse/connection.js';
-import { MainRequests } from './fuse/main-requests.js';
-import { encodeAttributesChanged, encodeNameGone } from './fuse/wire.js';
-import { HeldRequests } from './held-requests.js';
+import { unmount } from './fuse/connection.js';
+import { openKernelTransport } from './fuse/transport.js';
 import { Attendance } from './lanes/attendance.js';
-import { LanePool } from './lanes/pool.js';
-import type { FromLane, ToLane } from './lanes/protocol.js';
+import type { ToLane } from './lanes/protocol.js';
 import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
 import { Registry } from './registry.js';
 import { SavedFilters } from './saved-filters.js';
 import { MountedSnapshots } from './snapshots.js';
-import { deviceNode, ROOT } from './tree/nodes.js';
+import { factsText, type Service, type Transport, type TransportChoice } from './transport.js';
+import { deviceNode } from './tree/nodes.js';
 import { Passthrough } from './tree/passthrough.js';
 import { targetsFolder } from './tree/targets-folder.js';
 import { Tree } from './tree/tree.js';
@@ -28,6 +25,7 @@ import { VERSION } from './version.js';
 export interface DaemonOptions {
   /** An absolute path to a directory. */
   readonly mountPoint: string;
+  readonly transport: TransportChoice;
   readonly lanes: number;
   readonly allowOther: boolean;
   readonly debug: boolean;
@@ -41,7 +39,8 @@ export interface DaemonOptions {
 /** Mounts, creates what was asked for, and serves. Resolves when the mount answers; `ended` with the exit code. */
 export async function startDaemon(options: DaemonOptions): Promise<{ ended: Promise<number> }> {
   const { mountPoint, log } = options;
-  const connection = await connect(mountPoint, options);
+  const transport = await openTransport(options);
+  const { lanes } = transport;
   markIoFlusher();
   lowerOomScore();
 
@@ -55,40 +54,30 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const ended = new Promise<number>((resolve) => {
     end = resolve;
   });
-  const passthrough = new Passthrough(
-    connection.passthrough
-      ? {
-          open: (fd) => openBacking(connection.fd, fd),
-          close: (backingId) => closeBacking(connection.fd, backingId),
-        }
-      : undefined,
-  );
-  // Asynchronous: the kernel may let it wait for requests that this thread has yet to answer. Nobody needs to know: what it forgets
-  // now it would ask anew for in a second.
-  const notify = (bytes: Uint8Array) => write(connection.fd, bytes, () => {});
-  const announce = (message: ToLane) => pool.announce(message);
+  const passthrough = new Passthrough(transport.backingIds);
+  const announce = (message: ToLane) => service.announce(message);
   const raise = (id: number, line: string) =>
     (registry.byId(id)?.events ?? snapshots.eventsOf(id))?.raise(line);
   const registry: Registry = new Registry({
     mountPoint,
     mountDevice,
-    lanes: options.lanes,
+    lanes,
     deviceNode,
     announce,
     attend: (device, target) => attendance.attend(device, target),
     dismiss: (id) => attendance.dismiss(id),
     attendFilter: (id, filter) => attendance.setFilter(id, filter),
     settle: async (nodes) => {
-      await Promise.all([pool.settle(nodes), attendance.settle()]);
+      await Promise.all([service.settle(nodes), attendance.settle()]);
     },
     isInSnapshot: (id) => snapshots.holds(id),
     isPassedThrough: (id) => passthrough.isOpen(id),
-    attributesChanged: (node) => notify(encodeAttributesChanged(node)),
-    nameGone: (name) => notify(encodeNameGone(ROOT, name)),
+    attributesChanged: (node) => service.attributesChanged(node),
+    nameGone: (name) => service.nameGone(name),
     raise,
     savedFilters: options.stateDir === undefined ? undefined : new SavedFilters(options.stateDir),
   });
-  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes: options.lanes, announce });
+  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes, announce });
   const rootFolder = targetsFolder({ registry, passthrough, snapshots });
   const tree = new Tree({
     root: rootFolder,
@@ -96,14 +85,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     uid: process.getuid!(),
     gid: process.getgid!(),
     allowOther: options.allowOther,
-    version: VERSION,
-  });
-  const requests = new MainRequests(connection.fd, tree);
-  const held = new HeldRequests({
-    registry,
-    row: options.lanes,
-    reply: (unique, errno, body) => requests.reply(unique, errno, body),
-    handOver: (bytes) => requests.handle(bytes),
+    daemonText: `version ${VERSION}\n${factsText(transport.facts)}`,
   });
   const report = (failures: readonly string[]): number => {
     for (const failure of failures) log(`flush failed: ${failure}`);
@@ -112,19 +94,6 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const attendance = new Attendance({
     onEvent: raise,
     onFailure: (error) => fail('an attendant', error),
-  });
-  const pool = new LanePool({
-    fuseFd: connection.fd,
-    lanes: options.lanes,
-    debug: options.debug,
-    onMessage: (message: FromLane) => {
-      if (message.kind === 'request') requests.handle(message.bytes);
-      else if (message.kind === 'held') void held.handle(message.bytes);
-      else if (message.kind === 'event') raise(message.id, message.line);
-      else log(message.line);
-    },
-    onEnd: () => void registry.close().then((failures) => end(report(failures))),
-    onFailure: (error) => fail('a lane', error),
   });
   const fail = (who: string, error: Error) => {
     log(`${who} failed: ${error.stack ?? messageOf(error)}`);
@@ -137,6 +106,16 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     registry.closeEvents();
     snapshots.closeEvents();
     report(registry.flushAll());
+  });
+
+  const service: Service = await transport.start({
+    tree,
+    outputOf: (device) => registry.outputOf(device),
+    whenFree: (id) => registry.whenFree(id),
+    onEvent: raise,
+    log,
+    onEnd: () => void registry.close().then((failures) => end(report(failures))),
+    onFailure: fail,
   });
 
   // It answers.
@@ -152,6 +131,11 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     throw error;
   }
   return { ended };
+}
+
+async function openTransport(options: DaemonOptions): Promise<Transport> {
+  if (options.transport === 'kernel') return await openKernelTransport(options);
+  return (await import('./fuse-native/transport.js')).openNativeTransport(options);
 }
 
 /** Ends the process whatever its lanes do. process.exit would wait for them, and they for the next request. */

@@ -13,9 +13,9 @@ import { targetType } from '../src/targets/index.js';
 import type { Backing, FileBacking, Target } from '../src/targets/target.js';
 import { Backings } from './backings.js';
 import { Filters } from './filters.js';
-import type { FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
+import type { DeviceDescription, FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
-import { Outputs } from './outputs.js';
+import { type Output, Outputs } from './outputs.js';
 import { Identity, type SavedFilters } from './saved-filters.js';
 import { type LiveTarget, REMOVALS, type Slot } from './slot.js';
 import { Suspension } from './suspension.js';
@@ -299,6 +299,13 @@ export class Registry {
     this.slotsById.delete(slot.id);
     slot.events.close();
     return slot;
+  }
+
+  /** Main's own view of what is announced. Throws ENXIO where it is gone, or what an image is of. */
+  outputOf(device: DeviceDescription): Output {
+    const output = device.kind === 'target' ? this.outputs.get(device.id) : this.outputs.openImage(device);
+    if (output) return output;
+    throw new DmError('ENXIO', 'the target is gone');
   }
 
   /** Opens and claims a file or block device for `owner`, for writing. Errors as CreateContext.openBacking. */

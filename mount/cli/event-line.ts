@@ -19,3 +19,14 @@ function parseValue(key: string, value: string): string | number {
   if (value.startsWith('"')) return JSON.parse(value);
   return /^-?\d+$/.test(value) && !NAMES.includes(key) ? Number(value) : value;
 }
+
+/**
+ * What it means that a read of `events` failed: true where it is to be read again, for with fuse-native no wait lasts; false at the end of
+ * the stream, for there libfuse says so of what is removed. Throws the error where it is one.
+ */
+export function mayReadAgain(error: unknown): boolean {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === 'EINTR') return true;
+  if (code === 'ENOENT') return false;
+  throw error;
+}

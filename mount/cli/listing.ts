@@ -3,6 +3,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { DmError } from '../../src/errors.js';
 import { splitWords } from '../../src/table.js';
+import { lacksLine, parseFacts } from '../transport.js';
 import { SNAPSHOTS } from '../tree/folder.js';
 import { daemonIsDead, explain, readControl } from './control.js';
 import { requireMount } from './find-mount.js';
@@ -108,8 +109,20 @@ export function list(mountArgument: string, options: ColumnOptions & { readonly 
 
 export function status(mountArgument: string, name: string | undefined, { json }: ListOptions): void {
   const targets = targetsOf(mountArgument, name);
-  if (json) printJson({ targets: targets.map(describeStatus) });
-  else printLines(targets, name, (target) => target.read('status'));
+  const transport =
+    name === undefined ? parseFacts(readControl(requireMount(mountArgument), '.dmfuse')) : undefined;
+  if (json) {
+    const facts = transport && {
+      name: transport.name,
+      lacks: transport.lacks,
+      requestBytesMax: transport.requestBytesMax,
+    };
+    printJson({ ...(facts && { transport: facts }), targets: targets.map(describeStatus) });
+    return;
+  }
+  const lacks = transport && lacksLine(transport);
+  if (lacks !== undefined) process.stdout.write(`${lacks}\n`);
+  printLines(targets, name, (target) => target.read('status'));
 }
 
 export function table(mountArgument: string, name: string | undefined, { json }: ListOptions): void {

@@ -5,6 +5,7 @@ import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
 import { params } from '../../src/filters/blksnap/params.js';
+import type { TransportChoice } from '../transport.js';
 import { findMount } from './find-mount.js';
 import { EXIT_FAILED } from './output.js';
 
@@ -12,6 +13,7 @@ export interface MountCommandOptions {
   readonly create: readonly string[];
   readonly foreground: boolean;
   readonly allowOther: boolean;
+  readonly transport: TransportChoice;
   readonly lanes: number;
   readonly debug: boolean;
   readonly stateDir?: string;

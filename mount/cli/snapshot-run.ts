@@ -1,10 +1,10 @@
 /** `dmfuse snapshot run`: a snapshot for as long as a command runs, whose storage grows as it is asked for. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { open } from 'node:fs/promises';
+import { type FileHandle, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DmError, messageOf } from '../../src/errors.js';
 import { readControl } from './control.js';
-import { parseEvent } from './event-line.js';
+import { mayReadAgain, parseEvent } from './event-line.js';
 import { requireMount } from './find-mount.js';
 import { GrowingStorage } from './growing-storage.js';
 import { EXIT_FAILED, note } from './output.js';
@@ -164,13 +164,23 @@ async function* eventLines(folder: string): AsyncGenerator<string> {
   try {
     const buffer = Buffer.alloc(EVENTS_BYTES);
     let rest = '';
-    for (let length: number; (length = (await file.read(buffer)).bytesRead) > 0; ) {
+    for (let length: number; (length = await readWaiting(file, buffer)) > 0; ) {
       const lines = (rest + buffer.toString('latin1', 0, length)).split('\n');
       rest = lines.pop()!;
       for (const line of lines) yield Buffer.from(line, 'latin1').toString('utf8');
     }
   } finally {
     await file.close();
+  }
+}
+
+async function readWaiting(file: FileHandle, buffer: Buffer): Promise<number> {
+  for (;;) {
+    try {
+      return (await file.read(buffer)).bytesRead;
+    } catch (error) {
+      if (!mayReadAgain(error)) return 0;
+    }
   }
 }
 

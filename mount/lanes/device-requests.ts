@@ -1,11 +1,11 @@
 /**
- * The data path: requests for a `device` file, from the lane's request buffer to the target and back. Here, at the
- * edge, a request is cut to the device (reads end there, writes past it are ENOSPC); targets see only what is inside.
+ * The data path: requests for a `device` file, from the lane's request buffer to the target and back. What a request does
+ * to a device, whatever transport it came by, stands in mount/device-io.ts.
  */
 import { type BlockDevice, extentOf } from '../../src/device/block-device.js';
-import { DmError, errnoOf, messageOf } from '../../src/errors.js';
-import { SECTOR_BYTES } from '../../src/units.js';
-import { Opcode, operationOf } from '../fuse/opcodes.js';
+import { DmError } from '../../src/errors.js';
+import { clampLength, readDevice, type ServedDevice, syncDevice, writeDevice } from '../device-io.js';
+import { Opcode } from '../fuse/opcodes.js';
 import {
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
@@ -17,27 +17,6 @@ import {
   SEEK_HOLE,
   WRITE_IN_BYTES,
 } from '../fuse/wire.js';
-import type { Output } from '../outputs.js';
-import type { LaneStats } from './stats.js';
-
-// <fcntl.h>; O_SYNC contains this bit.
-const O_DSYNC = 0o10000;
-
-/** A `device` file as a lane sees it. */
-export interface ServedDevice {
-  readonly id: number;
-  readonly output: Output;
-  readonly stats: LaneStats;
-}
-
-/** EIO means that something is broken: a line for the device's events, for the errno alone tells nobody what. */
-export function failureLine(request: Request, error: unknown): string | undefined {
-  if (errnoOf(error) !== errnoOf({ code: 'EIO' })) return undefined;
-  const isFlush = request.opcode === Opcode.FSYNC;
-  const at = isFlush ? '' : ` sector=${Math.floor(request.bodyU64(8) / SECTOR_BYTES)}`;
-  const name = operationOf(request.opcode)?.name.toLowerCase();
-  return `io_error op=${name}${at} reason=${JSON.stringify(messageOf(error))}`;
-}
 
 /** Serves one request for a device. The reply's body goes into `body`; returns its length in bytes. Throws the error. */
 export function serveDevice(device: ServedDevice, request: Request, body: Uint8Array): number {
@@ -47,8 +26,7 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
     case Opcode.WRITE:
       return serveWrite(device, request, body);
     case Opcode.FSYNC:
-      device.stats.add('flushes', 1);
-      device.output.flush();
+      syncDevice(device);
       return 0;
     case Opcode.FALLOCATE:
       return serveFallocate(device, request);
@@ -61,30 +39,19 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
 }
 
 // struct fuse_read_in { u64 fh; u64 offset; u32 size; … }
-function serveRead({ output, stats }: ServedDevice, request: Request, body: Uint8Array): number {
-  const offset = request.bodyU64(8);
-  const length = clampLength(output.size, offset, Math.min(request.bodyU32(16), MAX_IO_BYTES));
-  if (length > 0) output.read(offset, body.subarray(0, length));
-  stats.add('reads', 1);
-  stats.add('read_bytes', length);
-  return length;
+function serveRead(device: ServedDevice, request: Request, body: Uint8Array): number {
+  return readDevice(
+    device,
+    request.bodyU64(8),
+    body.subarray(0, Math.min(request.bodyU32(16), MAX_IO_BYTES)),
+  );
 }
 
 // struct fuse_write_in { u64 fh; u64 offset; u32 size; u32 write_flags; u64 lock_owner; u32 flags; u32 padding }
-function serveWrite({ output, stats }: ServedDevice, request: Request, body: Uint8Array): number {
-  const offset = request.bodyU64(8);
+function serveWrite(device: ServedDevice, request: Request, body: Uint8Array): number {
   const data = request.tail(WRITE_IN_BYTES);
   if (data.length !== request.bodyU32(16)) throw new DmError('EINVAL', 'WRITE: size and data differ');
-  const length = clampLength(output.size, offset, data.length);
-  if (length === 0 && data.length > 0)
-    throw new DmError('ENOSPC', `WRITE at ${offset}: the device ends before it`);
-  if (length > 0) output.write(offset, data.subarray(0, length));
-  stats.add('writes', 1);
-  stats.add('written_bytes', length);
-  if (request.bodyU32(32) & O_DSYNC) {
-    stats.add('flushes', 1);
-    output.flush();
-  }
+  const length = writeDevice(device, request.bodyU64(8), data, request.bodyU32(32));
   const view = viewOf(body);
   view.setUint32(0, length, true);
   view.setUint32(4, 0, true);
@@ -131,10 +98,6 @@ function seek(device: BlockDevice, offset: number, whence: number): number {
   }
   if (whence === SEEK_HOLE) return device.size;
   throw new DmError('ENXIO', 'LSEEK: no data to the end of the device');
-}
-
-function clampLength(size: number, offset: number, length: number): number {
-  return Math.max(0, Math.min(length, size - offset));
 }
 
 function viewOf(bytes: Uint8Array): DataView {

@@ -7,6 +7,7 @@
 import { readSync, writeSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { errnoOf } from '../../src/errors.js';
+import { failDevice, type ServedDevice } from '../device-io.js';
 import { Opcode, type Operation, operationOf } from '../fuse/opcodes.js';
 import {
   IN_HEADER_BYTES,
@@ -18,7 +19,7 @@ import {
 } from '../fuse/wire.js';
 import { Outputs } from '../outputs.js';
 import { Crew } from './crew.js';
-import { failureLine, type ServedDevice, serveDevice } from './device-requests.js';
+import { serveDevice } from './device-requests.js';
 import {
   type DeviceDescription,
   type FromLane,
@@ -71,7 +72,7 @@ function serve(): void {
   } else if (request.length < IN_HEADER_BYTES + operation.structBytes) {
     answer(errnoOf({ code: 'EINVAL' }), 0);
   } else if (operation.served === 'data') {
-    if (!serveData()) handToMain();
+    if (!serveData(operation)) handToMain();
   } else if (operation.served === 'main') {
     handToMain();
   }
@@ -79,7 +80,7 @@ function serve(): void {
 }
 
 /** False for what is no `device`. */
-function serveData(): boolean {
+function serveData(operation: Operation): boolean {
   crew.begin(request.node);
   let device: ServedDevice | undefined;
   let errno = 0;
@@ -97,10 +98,9 @@ function serveData(): boolean {
     bytes = serveDevice(device, request, replyBody);
   } catch (error) {
     if (!device) throw error;
-    device.stats.add('errors', 1);
-    errno = errnoOf(error);
-    const line = failureLine(request, error);
-    if (line !== undefined) raiseAt(device.id, line);
+    const { id } = device;
+    const offset = request.opcode === Opcode.FSYNC ? undefined : request.bodyU64(8);
+    errno = failDevice(device, error, { operation: operation.name, offset }, (line) => raiseAt(id, line));
   } finally {
     crew.end();
   }

@@ -70,7 +70,8 @@ export interface TreeOptions {
   readonly gid: number;
   /** Others may pass through the directories; files stay the owner's until he says otherwise (chmod). */
   readonly allowOther: boolean;
-  readonly version: string;
+  /** What stands in `.dmfuse` beside the pid, in whole lines. */
+  readonly daemonText: string;
 }
 
 export class Tree {
@@ -81,7 +82,7 @@ export class Tree {
   private readonly startTime = Date.now() / 1000;
 
   constructor(private readonly options: TreeOptions) {
-    this.daemonFile = textFile(DAEMON_NAME, { read: () => daemonText(options.version) });
+    this.daemonFile = textFile(DAEMON_NAME, { read: () => daemonText(options.daemonText) });
   }
 
   /** The attributes of `name` in directory `parent`. Throws ENOENT. */
@@ -308,8 +309,8 @@ function isListed(folder: Folder): boolean {
 }
 
 /** What a user sees when he opens the daemon's own file: who serves this mount. */
-function daemonText(version: string): string {
-  return `pid ${process.pid}\nversion ${version}\n`;
+function daemonText(rest: string): string {
+  return `pid ${process.pid}\n${rest}`;
 }
 
 /** Whether a READ carries O_NONBLOCK, from its open(2) flags. */

@@ -76,7 +76,7 @@ beforeAll(async () => {
   const snapshots = new MountedSnapshots({ registry, lanes: 1, announce: () => {} });
   const root = targetsFolder({ registry, passthrough: new Passthrough(undefined), snapshots });
   const folderById = (id: number) => root.byId(id) ?? snapshots.folderById(id);
-  const tree = new Tree({ root, folderById, uid: 0, gid: 0, allowOther: false, version: '0' });
+  const tree = new Tree({ root, folderById, uid: 0, gid: 0, allowOther: false, daemonText: '' });
   const requests = new MainRequests(fuseFd, tree);
 
   const crew = new SharedArrayBuffer(Crew.words(1) * 4);

@@ -1,46 +1,9 @@
-/**
- * The mount of an ordinary user, through fusermount3. Each test has a mount namespace of its own, with a /dev/fuse that
- * anybody may open and the program where anybody can reach it: nothing outside changes.
- */
+/** The mount of an ordinary user, through fusermount3. */
 import { expect } from 'vitest';
-import { type Lab, MAIN, mountTest, until } from './harness.js';
+import { type Lab, mountTest, until } from './harness.js';
+import { REPOSITORY, runAs } from './users.js';
 
-const REPOSITORY = MAIN.replace(/\/dist\/.*/, '');
-
-/** A piece of shell in which every command must do, as nobody, in a folder of his that holds `mnt` and `disk.img`. */
-async function asNobody(lab: Lab, script: string): Promise<string> {
-  const outside = `
-    mkdir -m 755 his world world/dev world/repository
-    mount -t tmpfs none world/dev
-    mknod -m 666 world/dev/fuse c 10 229
-    chmod 666 world/dev/fuse
-    mount --bind world/dev/fuse /dev/fuse
-    mount --bind ${REPOSITORY} world/repository
-    touch world/node
-    mount --bind ${process.execPath} world/node
-    mkdir his/mnt
-    head -c 4M /dev/urandom >his/disk.img
-    chown -R 65534:65534 his
-    exec setpriv --reuid=65534 --regid=65534 --clear-groups bash -euo pipefail "$1"`;
-  const inside = `
-    cd ${lab.path('his')}
-    program=(${lab.path('world/node')} ${lab.path('world/repository/dist/main.js')})
-    dmfuse() { "\${program[@]}" "$@"; }
-    # refused WORDS COMMAND…: it exits 1 and its error contains the words
-    refused() {
-      local words=$1 code=0
-      shift
-      "$@" 2>err || code=$?
-      [[ $code == 1 ]] && grep -qF -- "$words" err || { echo "$* exits $code, without: $words"; cat err; exit 9; }
-    }
-    daemon() { sed -n 's/^pid //p' mnt/.dmfuse; }
-    gone() { for i in $(seq 500); do [[ -d /proc/$1 ]] || return 0; sleep 0.02; done; return 1; }
-    mounted() { grep -q " ${lab.path('his/mnt')} " /proc/self/mountinfo; }
-    ${script}`;
-  await lab.sh(`cat >outside; chmod 755 .`, { input: outside });
-  await lab.sh('cat >inside; chmod 644 inside', { input: inside });
-  return await lab.sh('unshare -m bash -euo pipefail outside inside');
-}
+const asNobody = (lab: Lab, script: string) => runAs(lab, 'nobody', script);
 
 mountTest('mounts, creates, reads, writes, unmounts', async (lab) => {
   const { version } = JSON.parse(await lab.sh(`cat ${REPOSITORY}/package.json`));

@@ -1,5 +1,6 @@
 /** `dmfuse mount` and `umount`. */
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { TRANSPORT_CHOICES } from '../../transport.js';
 import { collect, collectList } from './options.js';
 
 const LANES_DEFAULT = 8;
@@ -18,6 +19,14 @@ export function mountCommands(dmfuse: Command): void {
     )
     .option('-f, --foreground', 'stay in the foreground', false)
     .option('--allow-other', 'let other users into the mount (files stay yours until you chmod them)', false)
+    .addOption(
+      new Option(
+        '--transport <NAME>',
+        'fuse-native: by libfuse 2, of an npm package; slower, and without TRIM',
+      )
+        .choices(TRANSPORT_CHOICES)
+        .default('kernel'),
+    )
     .option('--lanes <N>', `threads that serve I/O, 1 to ${LANES_MAX}`, parseLanes, LANES_DEFAULT)
     .option(
       '--state-dir <DIR>',
