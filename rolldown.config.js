@@ -7,6 +7,7 @@ import { writeFileSync } from 'node:fs';
 export default {
   input: {
     main: 'mount/cli/main.ts',
+    'mount-dmfuse': 'mount/cli/mount-dmfuse.ts',
     lane: 'mount/lanes/lane.ts',
     attendant: 'mount/lanes/attendant.ts',
     bench: 'scripts/benchmark/main.ts',

@@ -5,7 +5,7 @@
  * every target is flushed and the process exits.
  */
 import { stat } from 'node:fs/promises';
-import { messageOf } from '../src/errors.js';
+import { DmError, type ErrnoName, messageOf } from '../src/errors.js';
 import { libcFunction } from '../src/libc.js';
 import { unmount } from './fuse/connection.js';
 import { openKernelTransport } from './fuse/transport.js';
@@ -22,6 +22,16 @@ import { targetsFolder } from './tree/targets-folder.js';
 import { Tree } from './tree/tree.js';
 import { VERSION } from './version.js';
 
+/** A target that is there when the mount begins. */
+export interface TargetToCreate {
+  /** What messages call the place that asks for it; undefined: nothing. */
+  readonly where: string | undefined;
+  readonly name: string;
+  readonly table: string;
+  /** What is written to its `filter`. */
+  readonly filter: { readonly where: string | undefined; readonly line: string } | undefined;
+}
+
 export interface DaemonOptions {
   /** An absolute path to a directory. */
   readonly mountPoint: string;
@@ -29,7 +39,10 @@ export interface DaemonOptions {
   readonly lanes: number;
   readonly allowOther: boolean;
   readonly debug: boolean;
-  readonly create: readonly { readonly name: string; readonly table: string }[];
+  /** In this order. */
+  readonly create: readonly TargetToCreate[];
+  /** What mount(8) and df show as the mount's source. */
+  readonly source: string;
   /** An absolute path to a directory, which may be missing: where the state of filters outlives the mount. */
   readonly stateDir: string | undefined;
   /** A line for whoever runs the daemon. */
@@ -121,7 +134,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   // It answers.
   await mountDevice();
   try {
-    for (const { name, table } of options.create) await registry.load(registry.add(name), table);
+    for (const target of options.create) await createTarget(registry, target);
   } catch (error) {
     // What was wrong with the table is news, whatever becomes of the mount.
     await unmount(mountPoint, { lazy: true }).then(
@@ -136,6 +149,36 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
 async function openTransport(options: DaemonOptions): Promise<Transport> {
   if (options.transport === 'kernel') return await openKernelTransport(options);
   return (await import('./fuse-native/transport.js')).openNativeTransport(options);
+}
+
+async function createTarget(
+  registry: Registry,
+  { where, name, table, filter }: TargetToCreate,
+): Promise<void> {
+  const slot = await namingAsync(where, async () => {
+    const added = registry.add(name);
+    await registry.load(added, table);
+    return added;
+  });
+  if (!filter) return;
+  await namingAsync(filter.where, async () => {
+    try {
+      await registry.setFilter(slot, filter.line);
+    } catch (error) {
+      // EALREADY: it came back with what the state directory knows of the device.
+      if ((error as { code?: unknown }).code !== 'EALREADY') throw error;
+    }
+  });
+}
+
+/** As `naming`. */
+async function namingAsync<T>(where: string | undefined, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    if (where === undefined || !(error instanceof Error)) throw error;
+    throw new DmError((error as { code?: ErrnoName }).code ?? 'EIO', `${where}: ${error.message}`);
+  }
 }
 
 /** Ends the process whatever its lanes do. process.exit would wait for them, and they for the next request. */

@@ -121,6 +121,8 @@ export interface TransportOptions {
   /** An absolute path to a directory. */
   readonly mountPoint: string;
   readonly lanes: number;
+  /** What mount(8) and df show as the mount's source. */
+  readonly source: string;
   readonly allowOther: boolean;
   readonly debug: boolean;
 }

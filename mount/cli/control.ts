@@ -39,7 +39,8 @@ export function isThere(path: string, mountPoint: string): boolean {
 
 /** For `explain`. */
 export function daemonIsDead(mountPoint: string): Partial<Record<ErrnoName, string>> {
-  return { ENOTCONN: `its daemon is dead; \`dmfuse umount ${mountPoint}\` clears it away` };
+  const remedy = `\`dmfuse umount ${mountPoint}\` clears it away, \`dmfuse mount --replace ${mountPoint} …\` mounts anew`;
+  return { ENOTCONN: `its daemon is dead; ${remedy}` };
 }
 
 /** An error of a system call, with a sentence where there is one for its errno. */

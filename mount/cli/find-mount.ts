@@ -1,14 +1,14 @@
 /** Finding dmfuse mounts from outside, by /proc/self/mountinfo: also one whose daemon is dead can be named. */
-import { realpathSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { readlinkSync, realpathSync, statfsSync } from 'node:fs';
+import { basename, dirname, join, resolve } from 'node:path';
 import { DmError } from '../../src/errors.js';
-import { readMountInfo } from './mount-info.js';
+import { type MountInfo, readMountInfo } from './mount-info.js';
+
+const FS_TYPE = 'fuse.dmfuse';
 
 /** The mount point that `path` is, absolute; undefined when no dmfuse is mounted there. */
 export function findMount(path: string): string | undefined {
-  const wanted = [resolve(path), realPath(path)];
-  return readMountInfo().find(({ type, mountPoint }) => type === 'fuse.dmfuse' && wanted.includes(mountPoint))
-    ?.mountPoint;
+  return mountsAt(path).find(({ type }) => type === FS_TYPE)?.mountPoint;
 }
 
 /** As findMount; throws EINVAL where there is none. */
@@ -18,10 +18,47 @@ export function requireMount(path: string): string {
   throw new DmError('EINVAL', `${path}: no dmfuse is mounted there; \`dmfuse mount ${path}\` does that`);
 }
 
+/** What is on top of all that is mounted at `path`, if it is a dmfuse. */
+export function topMount(path: string): MountInfo | undefined {
+  const top = mountsAt(path).at(-1);
+  return top?.type === FS_TYPE ? top : undefined;
+}
+
+/** True when nobody serves what is mounted at `mountPoint` any more. (Attributes are cached, so stat(2) may still answer.) */
+export function isDead(mountPoint: string): boolean {
+  try {
+    statfsSync(mountPoint);
+    return false;
+  } catch (error) {
+    return isOfTheDead(error);
+  }
+}
+
+/** All that is mounted at `path`, of any type; each covers the one before. */
+function mountsAt(path: string): MountInfo[] {
+  const wanted = [resolve(path), realPath(path)];
+  return readMountInfo().filter(({ mountPoint }) => wanted.includes(mountPoint));
+}
+
+/** Without links; undefined where there is nothing. */
 function realPath(path: string): string | undefined {
   try {
     return realpathSync(path);
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (!isOfTheDead(error)) return undefined;
   }
+  // A dead mount, or a link to one: what is above it can be asked.
+  const parent = realPath(dirname(resolve(path)));
+  if (parent === undefined) return undefined;
+  const here = join(parent, basename(path));
+  try {
+    return realPath(resolve(parent, readlinkSync(here)));
+  } catch {
+    return here;
+  }
+}
+
+/** Whether an error says that nobody serves a mount. ECONNABORTED: its daemon died while it was asked. */
+export function isOfTheDead(error: unknown): boolean {
+  return ['ENOTCONN', 'ECONNABORTED'].includes((error as NodeJS.ErrnoException).code ?? '');
 }

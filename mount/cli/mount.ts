@@ -1,16 +1,18 @@
 /** `dmfuse mount`: in the foreground the daemon itself; else it starts one and waits until its mount answers. */
 import { fork, spawn } from 'node:child_process';
-import { realpathSync, statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
 import { params } from '../../src/filters/blksnap/params.js';
 import type { TransportChoice } from '../transport.js';
-import { findMount } from './find-mount.js';
 import { EXIT_FAILED } from './output.js';
 
 export interface MountCommandOptions {
   readonly create: readonly string[];
+  readonly tab: readonly string[];
+  readonly source?: string;
+  readonly pidfile?: string;
+  readonly replace: boolean;
   readonly foreground: boolean;
   readonly allowOther: boolean;
   readonly transport: TransportChoice;
@@ -23,7 +25,13 @@ export interface MountCommandOptions {
 /** What the daemon in the background says to the command that started it. */
 type Readiness = { readonly ready: true } | { readonly error: string };
 
+/** Where logger and fusermount3 are: who mounts at boot may have no PATH. */
+const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+
 export async function mount(argument: string, options: MountCommandOptions): Promise<void> {
+  process.env.PATH ||= DEFAULT_PATH;
+  // Here, not in the background: what it says is for whoever asked.
+  if (options.replace && !process.send) await (await import('./mount-point.js')).detachDead(argument);
   if (process.send) await serve(argument, options, logToSyslog);
   else if (options.foreground) await serve(argument, options, logToStderr);
   else await startInBackground();
@@ -35,49 +43,58 @@ async function serve(
   log: (line: string) => void,
 ): Promise<void> {
   const { exitNow, startDaemon } = await import('../daemon.js');
+  const { checkMountPoint } = await import('./mount-point.js');
+  const { notifyManager } = await import('./notify.js');
+  const { PidFile } = await import('./pid-file.js');
   let ended: Promise<number>;
+  let pidFile: InstanceType<typeof PidFile> | undefined;
   try {
     for (const setting of options.param) setParameter(setting);
+    const mountPoint = checkMountPoint(argument);
+    const create = await targetsToCreate(options);
+    pidFile = options.pidfile === undefined ? undefined : new PidFile(resolve(options.pidfile));
     ended = (
       await startDaemon({
         ...options,
-        mountPoint: checkMountPoint(argument),
-        create: options.create.map(parseCreate),
+        mountPoint,
+        create,
+        source: sourceOf(options),
         stateDir: options.stateDir === undefined ? undefined : resolve(options.stateDir),
         log,
       })
     ).ended;
+    pidFile?.publish();
+    notifyManager(
+      `READY=1\nMAINPID=${process.pid}\nSTATUS=Serves ${create.length} targets at ${mountPoint}`,
+      log,
+    );
   } catch (error) {
+    pidFile?.remove();
     await tell({ error: messageOf(error) });
     // Not thrown on: lanes that still wait for a mount would keep this process for ever.
     logToStderr(messageOf(error));
     exitNow(EXIT_FAILED);
     return;
   }
+  // First: the daemon's own handlers flush, which takes its time.
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.prependListener(signal, () => notifyManager('STOPPING=1', log));
+  }
   await tell({ ready: true });
   process.chdir('/');
-  exitNow(await ended);
+  const code = await ended;
+  pidFile?.remove();
+  exitNow(code);
 }
 
-/** The path, absolute and without links. Throws ENOENT, ENOTDIR, EBUSY for one that is a dmfuse mount already. */
-function checkMountPoint(argument: string): string {
-  if (findMount(argument)) {
-    throw new DmError('EBUSY', `${argument}: a dmfuse mount already; \`dmfuse umount ${argument}\` ends it`);
-  }
-  let path: string;
-  try {
-    path = realpathSync(argument);
-  } catch {
-    throw new DmError('ENOENT', `${argument}: no such directory; make it with mkdir`);
-  }
-  if (!statSync(path).isDirectory()) throw new DmError('ENOTDIR', `${argument}: not a directory`);
-  return path;
+async function targetsToCreate({ tab, create }: MountCommandOptions) {
+  const { parseCreate, readTab, targetsOf } = await import('./tab.js');
+  return targetsOf([...tab.flatMap(readTab), ...create.map(parseCreate)]);
 }
 
-function parseCreate(argument: string): { name: string; table: string } {
-  const [, name, table] = /^\s*(\S+)\s+(.+)$/s.exec(argument) ?? [];
-  if (name !== undefined && table !== undefined) return { name, table };
-  throw new DmError('EINVAL', `--create '${argument}': expected 'NAME TABLE', e.g. 'sys bow /img/disk.img'`);
+/** A mount file, so that `mount -a` recognises its line of fstab as mounted. */
+function sourceOf({ source, tab }: MountCommandOptions): string {
+  return source ?? (tab.length === 1 ? resolve(tab[0]!) : 'dmfuse');
 }
 
 /** `NAME=VALUE`. */

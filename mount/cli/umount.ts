@@ -42,21 +42,29 @@ export function isAlive(pid: number): boolean {
   }
 }
 
+/** Loop devices on files of a mount. */
+export function loopsOn(mountPoint: string): { device: string; file: string }[] {
+  const names = readdirSync('/sys/block').filter((block) => block.startsWith('loop'));
+  return names.flatMap((name) => {
+    const attribute = `/sys/block/${name}/loop/backing_file`;
+    const file = existsSync(attribute) ? readFileSync(attribute, 'utf8').trim() : '';
+    return isInside(file, mountPoint) ? [{ device: `/dev/${name}`, file }] : [];
+  });
+}
+
 /** `FILE by WHOM`, for each file of the mount that is open or somebody's working directory. */
 function usersOf(mountPoint: string): string[] {
-  const inside = (path: string) => path === mountPoint || path.startsWith(`${mountPoint}/`);
-  const users: string[] = [];
-  for (const name of readdirSync('/sys/block').filter((block) => block.startsWith('loop'))) {
-    const file = `/sys/block/${name}/loop/backing_file`;
-    const backing = existsSync(file) ? readFileSync(file, 'utf8').trim() : '';
-    if (inside(backing)) users.push(`${backing} by /dev/${name} (losetup -d)`);
-  }
+  const users = loopsOn(mountPoint).map(({ device, file }) => `${file} by ${device} (losetup -d)`);
   for (const pid of readdirSync('/proc').filter((entry) => /^\d+$/.test(entry))) {
-    for (const path of openFiles(pid).filter(inside)) {
+    for (const path of openFiles(pid).filter((open) => isInside(open, mountPoint))) {
       users.push(`${path} by process ${pid} (${processName(pid)})`);
     }
   }
   return users;
+}
+
+function isInside(path: string, mountPoint: string): boolean {
+  return path === mountPoint || path.startsWith(`${mountPoint}/`);
 }
 
 function openFiles(pid: string): string[] {

@@ -47,9 +47,10 @@ export function openNativeTransport(options: TransportOptions): Transport {
   };
 }
 
-function settings({ allowOther }: TransportOptions): { fsname: string; timeout: false } {
+function settings({ source, allowOther }: TransportOptions): { fsname: string; timeout: false } {
   const libfuse = [
-    'dmfuse',
+    // libfuse takes a backslash before a comma.
+    source.replace(/[\\,]/g, '\\$&'),
     'subtype=dmfuse',
     'default_permissions',
     ...(allowOther ? ['allow_other'] : []),

@@ -43,6 +43,8 @@ const ioctlPointer = libcFunction<[number, number, Uint8Array]>(
 );
 
 export interface MountOptions {
+  /** What mount(8) and df show. */
+  readonly source: string;
   readonly allowOther: boolean;
 }
 
@@ -85,7 +87,7 @@ export function closeBacking(connectionFd: number, backingId: number): void {
   ioctlPointer(connectionFd, DEV_IOC_BACKING_CLOSE, id);
 }
 
-function rootMount(mountPoint: string, { allowOther }: MountOptions): number {
+function rootMount(mountPoint: string, { source, allowOther }: MountOptions): number {
   let fd: number;
   try {
     fd = openSync('/dev/fuse', 'r+');
@@ -105,7 +107,7 @@ function rootMount(mountPoint: string, { allowOther }: MountOptions): number {
     ...(allowOther ? ['allow_other'] : []),
   ];
   try {
-    mount2('dmfuse', mountPoint, FS_TYPE, MS_NOSUID | MS_NODEV, data.join(','));
+    mount2(source, mountPoint, FS_TYPE, MS_NOSUID | MS_NODEV, data.join(','));
   } catch (error) {
     closeSync(fd);
     if (!(error instanceof SystemCallError)) throw error;

@@ -35,14 +35,14 @@ const CMSG_HEADER_BYTES = 16;
 /** Mounts `mountPoint` with the help of fusermount3: the descriptor of /dev/fuse. */
 export async function fusermountMount(
   mountPoint: string,
-  { allowOther }: { allowOther: boolean },
+  { source, allowOther }: { source: string; allowOther: boolean },
 ): Promise<number> {
   const pair = new Int32Array(2);
   socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
   const [ours, theirs] = pair as unknown as [number, number];
   try {
     const options = [
-      'fsname=dmfuse',
+      `fsname=${source.replace(/[,\\]/g, '\\$&')}`,
       'subtype=dmfuse',
       'nosuid',
       'nodev',

@@ -28,6 +28,7 @@ const COMMANDS = [
   ...SNAPSHOT_COMMANDS.map((verb) => `snapshot ${verb}`),
   'cbt',
   ...CBT_COMMANDS.map((verb) => `cbt ${verb}`),
+  'install-services',
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {
@@ -405,7 +406,7 @@ describe('how a mount ends', () => {
     expect(await lab.refusal('ls', mount.point)).toContain(
       `its daemon is dead; \`dmfuse umount ${mount.point}\``,
     );
-    expect(await lab.refusal('mount', mount.point)).toContain('a dmfuse mount already');
+    expect(await lab.refusal('mount', mount.point)).toContain('a dmfuse mount whose daemon is dead');
     await mount.umount();
     await expectNothingLeft(lab);
     await lab.mount();

@@ -88,6 +88,11 @@ mountTest('fusermount3 -u, SIGTERM and kill -9 end it as they do for root', asyn
     kill -9 $pid
     gone $pid
     refused 'its daemon is dead' dmfuse ls mnt
+    refused 'dmfuse mount --replace mnt' dmfuse mount mnt
+    dmfuse mount --replace mnt
+    pid=$(daemon)
+    kill -9 $pid
+    gone $pid
     dmfuse umount mnt
     ! mounted`,
   );

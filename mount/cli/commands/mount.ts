@@ -17,6 +17,12 @@ export function mountCommands(dmfuse: Command): void {
       collect,
       [],
     )
+    .option(
+      '--tab <FILE>',
+      'create the targets of a mount file, a line `NAME TABLE` each, in any order; can be repeated',
+      collect,
+      [],
+    )
     .option('-f, --foreground', 'stay in the foreground', false)
     .option('--allow-other', 'let other users into the mount (files stay yours until you chmod them)', false)
     .addOption(
@@ -38,6 +44,9 @@ export function mountCommands(dmfuse: Command): void {
       collectList,
       [],
     )
+    .option('--pidfile <FILE>', 'where the process id of the daemon stands while it serves')
+    .option('--replace', 'first detach a dmfuse mount at MNT whose daemon is dead', false)
+    .option('--source <NAME>', 'what mount(8) shows as the source; else the mount file, or dmfuse')
     .option('--debug', 'print a line for each request; needs --foreground', false)
     .action(async (mountPoint, options) => (await import('../mount.js')).mount(mountPoint, options));
 

@@ -1,0 +1,20 @@
+/** Runs the command that the process was called with. */
+import { CommanderError } from 'commander';
+import { messageOf } from '../../src/errors.js';
+import { VERSION } from '../version.js';
+import { EXIT_FAILED } from './output.js';
+import { program } from './program.js';
+
+const EXIT_USAGE = 64;
+
+/** Resolves to its exit code. Actions resolve to an exit code, or to nothing for 0. */
+export async function run(): Promise<number> {
+  try {
+    await program(VERSION).parseAsync();
+    return typeof process.exitCode === 'number' ? process.exitCode : 0;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
+    process.stderr.write(`dmfuse: ${messageOf(error)}\n`);
+    return EXIT_FAILED;
+  }
+}
