@@ -1,36 +1,44 @@
 /** `dmfuse bow restore`, `check` and `dump`: the log of an image that is not attached. */
+import type { WorkDone } from '../../src/progress.js';
 import {
   describeFinding,
-  dumpLog,
-  inspectLog,
+  dumpSteps,
+  inspectSteps,
   type LogDump,
-  restore,
+  restoreSteps,
   type UndoProgress,
 } from '../../src/targets/bow/undo.js';
 import { withImage } from './images.js';
-import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say, showProgress } from './output.js';
+import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
+import { inSteps, type ProgressFlags, withProgress } from './progress.js';
 
 /** Runs at every boot, so no log is a good end. */
-export async function restoreImage(path: string): Promise<void> {
-  await withImage(path, 'write', (device) => {
-    const result = restore(device, { onProgress });
-    if (result.state === 'no-log') {
+export async function restoreImage(path: string, flags: ProgressFlags): Promise<void> {
+  await withImage(path, 'write', async (device) => {
+    const result = await withProgress('restore', { ...flags, interruptible: false }, (update) =>
+      inSteps(restoreSteps(device), (done) => update(ofBothPasses(done))),
+    );
+    if (flags.json) {
+      printJson(result);
+    } else if (result.state === 'no-log') {
       say('no log');
-      return;
+    } else {
+      const logs = `${result.sequences} log block${result.sequences === 1 ? '' : 's'}`;
+      say(`restored: ${result.entries} entries, ${result.bytes} bytes, ${logs}`);
     }
-    const logs = `${result.sequences} log block${result.sequences === 1 ? '' : 's'}`;
-    say(`restored: ${result.entries} entries, ${result.bytes} bytes, ${logs}`);
   });
 }
 
-export async function checkImage(path: string, { json }: { json: boolean }): Promise<void> {
-  await withImage(path, 'read', (device) => {
-    const report = inspectLog(device, { onProgress });
+export async function checkImage(path: string, flags: ProgressFlags): Promise<void> {
+  await withImage(path, 'read', async (device) => {
+    const report = await withProgress('check', { ...flags, interruptible: false }, (update) =>
+      inSteps(inspectSteps(device), update),
+    );
     const findings = report?.findings.map(describeFinding) ?? [];
     if (!report) process.exitCode = EXIT_NOTHING_THERE;
     else if (findings.length > 0) process.exitCode = EXIT_DAMAGED;
 
-    if (json) {
+    if (flags.json) {
       const state = !report ? 'no-log' : findings.length > 0 ? 'damaged' : 'sound';
       printJson({ state, ...report, ...(report ? { findings } : {}) });
     } else if (!report) {
@@ -47,13 +55,15 @@ export async function checkImage(path: string, { json }: { json: boolean }): Pro
   });
 }
 
-export async function dumpImage(path: string, { json }: { json: boolean }): Promise<void> {
-  await withImage(path, 'read', (device) => {
-    const dump = dumpLog(device, { onProgress });
+export async function dumpImage(path: string, flags: ProgressFlags): Promise<void> {
+  await withImage(path, 'read', async (device) => {
+    const dump = await withProgress('dump', { ...flags, interruptible: false }, (update) =>
+      inSteps(dumpSteps(device), update),
+    );
     if (!dump) process.exitCode = EXIT_NOTHING_THERE;
     else if (dump.findings.length > 0) process.exitCode = EXIT_DAMAGED;
 
-    if (json) printJson({ logs: [], ...dump, findings: dump?.findings.map(describeFinding) ?? [] });
+    if (flags.json) printJson({ logs: [], ...dump, findings: dump?.findings.map(describeFinding) ?? [] });
     else say(dump ? dumpText(dump) : 'no log');
   });
 }
@@ -72,8 +82,7 @@ function dumpText({ logs, findings }: LogDump): string {
   return [...lines, ...findings.map((finding) => `damaged: ${describeFinding(finding)}`)].join('\n');
 }
 
-function onProgress({ phase, logs, logsTotal, bytes, bytesTotal }: UndoProgress): void {
-  const mib = (count: number) => Math.floor(count / 2 ** 20);
-  const of = bytesTotal === undefined ? '' : ` of ${mib(bytesTotal)}`;
-  showProgress(`${phase}: log block ${logs + 1} of ${logsTotal}, ${mib(bytes)}${of} MiB`);
+/** A restore reads all backups to check them, and then again to put them back. */
+function ofBothPasses({ phase, bytes, bytesTotal }: UndoProgress): WorkDone {
+  return { bytes: phase === 'restore' ? bytesTotal + bytes : bytes, bytesTotal: 2 * bytesTotal };
 }

@@ -109,8 +109,8 @@ function readInfo(folder: string): Info {
   };
 }
 
-/** The map, and what was so when it was read. */
-function readMap(folder: string): { info: Info; map: Buffer } {
+/** The map, a byte a block, and what was so when it was read. */
+export function readMap(folder: string): { info: Info; map: Buffer } {
   for (let before = readInfo(folder); ; ) {
     const bytes = readFileSync(join(folder, 'cbtmap'));
     const after = readInfo(folder);

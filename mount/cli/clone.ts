@@ -10,7 +10,7 @@ import { SECTOR_BYTES } from '../../src/units.js';
 import { requireMount } from './find-mount.js';
 import { withImage } from './images.js';
 import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
-import { withProgress } from './progress.js';
+import { type ProgressFlags, withProgress } from './progress.js';
 import { Interrupted } from './signals.js';
 
 /** Damaged blocks that are named; the others are counted. */
@@ -85,19 +85,20 @@ export async function checkMetadata(path: string, { json }: { json: boolean }): 
   });
 }
 
-export async function waitHydrated(mountArgument: string, name: string): Promise<void> {
+export async function waitHydrated(mountArgument: string, name: string, flags: ProgressFlags): Promise<void> {
   const folder = join(requireMount(mountArgument), name);
   try {
-    await withProgress('hydration', { interruptible: true }, async (update) => {
+    const regions = await withProgress('hydration', { ...flags, interruptible: true }, async (update) => {
       for (;;) {
         const { regions, regionsTotal, inFlight, regionSectors, obstacle } = readHydration(folder, name);
         const regionBytes = regionSectors * SECTOR_BYTES;
         await update({ bytes: regions * regionBytes, bytesTotal: regionsTotal * regionBytes });
-        if (regions === regionsTotal && inFlight === 0) return;
+        if (regions === regionsTotal && inFlight === 0) return { regionsTotal, regionSectors };
         if (obstacle !== undefined) throw new DmError('EINVAL', `wait ${name}: ${obstacle}`);
         await sleep(POLL_MS);
       }
     });
+    if (flags.json) printJson({ name, ...regions });
   } catch (error) {
     if (!(error instanceof Interrupted)) throw error;
     process.exitCode = error.exitCode;

@@ -16,18 +16,17 @@ import { mergeTop } from '../../src/targets/cow/merge.js';
 import { CowTarget } from '../../src/targets/cow/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { printJson, say } from './output.js';
-import { withProgress } from './progress.js';
+import { type ProgressFlags, withProgress } from './progress.js';
 import { Interrupted } from './signals.js';
 import { isLayer, isTableLine, layerArgs, layersIn, type Stack, stackTable, withStack } from './stack.js';
 
-export interface CowCreateOptions {
+export interface CowCreateOptions extends ProgressFlags {
   /** Sectors of the stack; default: all that the base has. */
   readonly size?: number;
   /** A bitmap of the 2006 dm-cow, for the layer's data. */
   readonly importSeed?: string;
   /** Bytes: block size of that bitmap. */
   readonly blockSize: number;
-  readonly json: boolean;
 }
 
 /** What a new layer stands on. */
@@ -47,10 +46,10 @@ export async function createCowLayer(base: string, layer: string, options: CowCr
       `${base} has ${below.sectors} sectors, a stack on it cannot have ${sectors}; choose another --size`,
     );
   }
-  const { importSeed, blockSize, json } = options;
+  const { importSeed, json } = options;
   let imported: Imported | undefined;
   if (importSeed === undefined) await createLayer(layer, sectors);
-  else imported = await importLayer(base, below, layer, sectors, importSeed, blockSize);
+  else imported = await importLayer({ base, below, layer, sectors, importSeed }, options);
 
   const fragment = layerArgs(layer).map(quoteWord).join(' ');
   const table = tableLine(below, sectors, fragment);
@@ -64,7 +63,7 @@ export async function createCowLayer(base: string, layer: string, options: CowCr
   say([fragment, example, ...(imported ? importedText(imported, layer) : [])].join('\n'));
 }
 
-export async function commitStack(words: readonly string[], { json }: { json: boolean }): Promise<void> {
+export async function commitStack(words: readonly string[], flags: ProgressFlags): Promise<void> {
   const table = stackTable(words);
   if (layersIn(table) === 0) {
     throw new DmError(
@@ -76,13 +75,13 @@ export async function commitStack(words: readonly string[], { json }: { json: bo
     const { backing: top } = descriptor.layers.at(-1)!;
     const { backing: below } = descriptor.layers.at(-2) ?? descriptor.base;
     const merged = await goesOn(`merging ${top.path} into ${below.path}`, () =>
-      withProgress('commit', { interruptible: true }, (onProgress) =>
+      withProgress('commit', { ...flags, interruptible: true }, (onProgress) =>
         mergeTop(descriptor, context, { onProgress }),
       ),
     );
     if (merged === undefined) return;
     const { sectors, holeSectors } = merged;
-    if (json) {
+    if (flags.json) {
       printJson({
         layerPath: top.path,
         belowPath: below.path,
@@ -100,17 +99,19 @@ export async function commitStack(words: readonly string[], { json }: { json: bo
 export async function flattenStack(
   words: readonly string[],
   out: string,
-  { force, json }: { force: boolean; json: boolean },
+  { force, ...flags }: ProgressFlags & { force: boolean },
 ): Promise<void> {
   const table = stackTable(words);
   const isDevice = force && (await isBlockDevice(out));
   if (!isDevice) await requireAbsent(out);
   await withStack(table, 0, async (stack) => {
     const source = new CowTarget(stack.descriptor, stack.context);
-    const result = isDevice ? await flattenToDevice(source, stack, out) : await flattenToFile(source, out);
+    const result = isDevice
+      ? await flattenToDevice(source, stack, out, flags)
+      : await flattenToFile(source, out, flags);
     if (result === undefined) return;
     const { bytes, writtenBytes } = result;
-    if (json) printJson({ outPath: resolve(out), lengthSectors: bytes / SECTOR_BYTES, writtenBytes });
+    if (flags.json) printJson({ outPath: resolve(out), lengthSectors: bytes / SECTOR_BYTES, writtenBytes });
     else say(`flattened: ${bytes / SECTOR_BYTES} sectors into ${out}, ${writtenBytes} bytes of data`);
   });
 }
@@ -144,10 +145,14 @@ export async function mapLayer(words: readonly string[], { json }: { json: boole
   });
 }
 
-async function flattenToFile(source: CowTarget, out: string): Promise<Flattened | undefined> {
+async function flattenToFile(
+  source: CowTarget,
+  out: string,
+  flags: ProgressFlags,
+): Promise<Flattened | undefined> {
   try {
     // The file is made when signals are heard already, so that they leave nothing.
-    return await withProgress('flatten', { interruptible: true }, async (onProgress) => {
+    return await withProgress('flatten', { ...flags, interruptible: true }, async (onProgress) => {
       const file = await NewFile.create(out, source.size);
       try {
         const result = await named(`flattening into ${out}`, () =>
@@ -164,7 +169,12 @@ async function flattenToFile(source: CowTarget, out: string): Promise<Flattened 
   }
 }
 
-async function flattenToDevice(source: CowTarget, stack: Stack, out: string): Promise<Flattened | undefined> {
+async function flattenToDevice(
+  source: CowTarget,
+  stack: Stack,
+  out: string,
+  flags: ProgressFlags,
+): Promise<Flattened | undefined> {
   const file = await stack.open(out, 'write');
   if (file.size < source.size) {
     throw new DmError(
@@ -173,7 +183,7 @@ async function flattenToDevice(source: CowTarget, stack: Stack, out: string): Pr
     );
   }
   try {
-    return await withProgress('flatten', { interruptible: true }, (onProgress) =>
+    return await withProgress('flatten', { ...flags, interruptible: true }, (onProgress) =>
       named(`flattening into ${out}`, () =>
         flatten(source, new FileDevice(file), { isOutZero: false, onProgress }),
       ),
@@ -251,13 +261,18 @@ async function bytesOf(path: string): Promise<number> {
   }
 }
 
+interface Import {
+  readonly base: string;
+  readonly below: Below;
+  readonly layer: string;
+  readonly sectors: number;
+  /** The bitmap of the 2006 dm-cow. */
+  readonly importSeed: string;
+}
+
 async function importLayer(
-  base: string,
-  below: Below,
-  layer: string,
-  sectors: number,
-  oldPath: string,
-  blockSize: number,
+  { base, below, layer, sectors, importSeed: oldPath }: Import,
+  { blockSize, quiet, json }: CowCreateOptions,
 ): Promise<Imported> {
   if (!below.table) {
     throw new DmError(
@@ -284,7 +299,9 @@ async function importLayer(
       data: new FileDevice(data),
       below: new CowTarget(stack.descriptor, stack.context),
     };
-    return await createBitmap(layer, sectors, (bitmap) => importSeedBits(seed, bitmap));
+    return await withProgress('import', { quiet, json, interruptible: false }, (onProgress) =>
+      createBitmap(layer, sectors, (bitmap) => importSeedBits(seed, bitmap, { onProgress })),
+    );
   });
 }
 

@@ -14,7 +14,7 @@ import { type FoundVolume, formatArgs, lookForVolume, type Places } from '../../
 import { SECTOR_BYTES } from '../../src/units.js';
 import { withImages } from './images.js';
 import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
-import { withProgress } from './progress.js';
+import { type ProgressFlags, withProgress } from './progress.js';
 import { Interrupted } from './signals.js';
 
 export interface CsumOptions {
@@ -24,16 +24,14 @@ export interface CsumOptions {
   readonly imdOffset?: number;
 }
 
-export interface CsumFormatOptions extends CsumOptions {
+export interface CsumFormatOptions extends CsumOptions, ProgressFlags {
   /** Sectors. */
   readonly size?: number;
   readonly order?: 'be' | 'le';
   readonly force: boolean;
 }
 
-export interface CsumCheckOptions extends CsumOptions {
-  readonly json: boolean;
-}
+export interface CsumCheckOptions extends CsumOptions, ProgressFlags {}
 
 export async function formatImage(
   dataPath: string,
@@ -41,12 +39,19 @@ export async function formatImage(
   options: CsumFormatOptions,
 ): Promise<void> {
   const places = placesOf(dataPath, imdPath, options);
-  const { size: sectors, order, force } = options;
+  const { size: sectors, order, force, quiet, json } = options;
   await withImages([dataPath, imdPath], 'write', async (data, imd) => {
     try {
-      const { volume, groupsBefore } = await withProgress('format', { interruptible: true }, (onProgress) =>
-        formatVolume({ data, imd }, { ...places, sectors, order, force }, { onProgress }),
+      const { volume, groupsBefore } = await withProgress(
+        'format',
+        { quiet, json, interruptible: true },
+        (onProgress) => formatVolume({ data, imd }, { ...places, sectors, order, force }, { onProgress }),
       );
+      if (json) {
+        const { sectors: volumeSectors, order: crcOrder, placement } = volume;
+        printJson({ volumeSectors, groups: groupsOf(volume), groupsBefore, placement, crcOrder });
+        return;
+      }
       const how = groupsBefore > 0 ? 'formatted, going on with what was interrupted' : 'formatted';
       say(`${how}: ${volume.sectors} sectors in ${count(groupsOf(volume), 'group')}, order ${volume.order}`);
     } catch (error) {
@@ -74,7 +79,7 @@ export async function checkImage(
       else say(`no csum volume: \`dmfuse csum format ${formatArgs(places)}\` prepares one`);
       return;
     }
-    const report = await withProgress('check', { interruptible: false }, (onProgress) =>
+    const report = await withProgress('check', { ...options, interruptible: false }, (onProgress) =>
       checkVolume(found, areas, { onProgress }),
     );
     if (!isSound(report)) process.exitCode = EXIT_DAMAGED;

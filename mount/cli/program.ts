@@ -5,6 +5,7 @@ import { cbtCommands } from './commands/cbt.js';
 import { cloneCommands } from './commands/clone.js';
 import { cowCommands } from './commands/cow.js';
 import { csumCommands } from './commands/csum.js';
+import { mapCommands } from './commands/map.js';
 import { mountCommands } from './commands/mount.js';
 import { servicesCommands } from './commands/services.js';
 import { snapshotCommands } from './commands/snapshot.js';
@@ -21,6 +22,7 @@ export function program(version: string): Command {
     .configureHelp({ optionDescription: describeOption });
   mountCommands(dmfuse);
   targetsCommands(dmfuse);
+  mapCommands(dmfuse);
   bowCommands(dmfuse);
   csumCommands(dmfuse);
   cowCommands(dmfuse);

@@ -1,4 +1,5 @@
 /** What the tree is made of: folders with files, whoever they belong to. */
+import type { ByteSource } from '../../src/targets/target.js';
 import type { EventLog } from './events.js';
 
 /** The folder of the root that is no target's. */
@@ -19,7 +20,7 @@ export interface TreeFile {
 export interface TextFile {
   read?(): string;
   /** Instead of `read`: the content of a binary file. */
-  bytes?(): Uint8Array;
+  bytes?(): ByteSource;
   write?(text: string): void | Promise<void>;
 }
 

@@ -81,6 +81,13 @@ export interface Target extends BlockDevice {
   close?(): void;
 }
 
+/** The content of a binary file: bytes that are there, or that are worked out as they are read. */
+export interface ByteSource {
+  readonly length: number;
+  /** A copy of bytes [start, end); fewer only at the end, or where they take long, but one at least. */
+  slice(start: number, end: number): Uint8Array;
+}
+
 /**
  * A control file of MNT/NAME. `read` gives the text, `write` takes it (without the last newline); `bytes` is the content of a
  * binary one, read at any offset as it is then.
@@ -88,7 +95,7 @@ export interface Target extends BlockDevice {
 export interface ControlFile<T = Target> {
   readonly name: string;
   read?(target: T): string;
-  bytes?(target: T): Uint8Array;
+  bytes?(target: T): ByteSource;
   write?(target: T, text: string): void | Promise<void>;
 }
 

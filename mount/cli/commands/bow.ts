@@ -1,5 +1,6 @@
 /** `dmfuse bow …`. */
 import type { Command } from 'commander';
+import { PROGRESS_JSON, QUIET } from './options.js';
 
 export function bowCommands(dmfuse: Command): void {
   const bow = dmfuse
@@ -9,19 +10,23 @@ export function bowCommands(dmfuse: Command): void {
     .command('restore')
     .description('roll back to the checkpoint; may be interrupted at any time and run again')
     .argument('<IMAGE>', 'a file or block device')
-    .action(async (image) => (await import('../bow.js')).restoreImage(image));
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
+    .action(async (image, options) => (await import('../bow.js')).restoreImage(image, options));
   bow
     .command('check')
     .description(
       'verify the log and all backups, and say what a restore would do (0 sound, 2 damaged, 3 no log)',
     )
     .argument('<IMAGE>')
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (image, options) => (await import('../bow.js')).checkImage(image, options));
   bow
     .command('dump')
     .description('print the log')
     .argument('<IMAGE>')
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (image, options) => (await import('../bow.js')).dumpImage(image, options));
 }

@@ -1,5 +1,6 @@
 /** `dmfuse clone …`. */
 import type { Command } from 'commander';
+import { PROGRESS_JSON, QUIET } from './options.js';
 
 export function cloneCommands(dmfuse: Command): void {
   const clone = dmfuse.command('clone').description('look at the metadata of a clone, or wait for one');
@@ -20,5 +21,9 @@ export function cloneCommands(dmfuse: Command): void {
     .description('wait until all regions of a live clone are hydrated')
     .argument('<MNT>')
     .argument('<NAME>')
-    .action(async (mountPoint, name) => (await import('../clone.js')).waitHydrated(mountPoint, name));
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
+    .action(async (mountPoint, name, options) =>
+      (await import('../clone.js')).waitHydrated(mountPoint, name, options),
+    );
 }

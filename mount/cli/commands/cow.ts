@@ -1,6 +1,6 @@
 /** `dmfuse cow …`. */
 import type { Command } from 'commander';
-import { parseBlockSize, parseSize } from './options.js';
+import { PROGRESS_JSON, parseBlockSize, parseSize, QUIET } from './options.js';
 
 const STACK_HELP =
   'a base and its layers, bottom to top, each with LAYER.bitmap beside it; or a table line in one word, ' +
@@ -24,7 +24,8 @@ export function cowCommands(dmfuse: Command): void {
     .option('--size <SECTORS>', 'of the stack; all of BASE by default', parseSize)
     .option('--import-seed <OLD_BITMAP>', 'infer the bits from a bitmap that it wrote, which stays as it is')
     .option('--block-size <BYTES>', 'that of the device of OLD_BITMAP, 512 to 32768', parseBlockSize, 4096)
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (base, layer, options) => (await import('../cow.js')).createCowLayer(base, layer, options));
   cow
     .command('commit')
@@ -33,7 +34,8 @@ export function cowCommands(dmfuse: Command): void {
         'that member change with it',
     )
     .argument('<STACK...>', STACK_HELP)
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (stack, options) => (await import('../cow.js')).commitStack(stack, options));
   cow
     .command('flatten')
@@ -41,7 +43,8 @@ export function cowCommands(dmfuse: Command): void {
     .usage('[options] <STACK...> <OUT>')
     .argument('<STACK...>', `${STACK_HELP}; and OUT, a new file`)
     .option('--force', 'OUT may be a block device, whose content goes', false)
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (words: string[], options, command: Command) => {
       const [stack, out] = [words.slice(0, -1), words.at(-1)!];
       if (stack.length === 0) command.error("error: missing required argument 'OUT'");

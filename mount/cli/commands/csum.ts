@@ -1,6 +1,6 @@
 /** `dmfuse csum …`. */
 import { type Command, Option } from 'commander';
-import { parseSectors, parseSize } from './options.js';
+import { PROGRESS_JSON, parseSectors, parseSize, QUIET } from './options.js';
 
 export function csumCommands(dmfuse: Command): void {
   const csum = dmfuse
@@ -24,6 +24,8 @@ export function csumCommands(dmfuse: Command): void {
       ).choices(['be', 'le']),
     )
     .option('--force', 'start anew on what is a volume already', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (dev, imd, options) => (await import('../csum.js')).formatImage(dev, imd, options));
   csum
     .command('check')
@@ -32,6 +34,7 @@ export function csumCommands(dmfuse: Command): void {
     .argument('[IMD]')
     .option('--offset <SECTORS>', 'where the volume begins on DEV', parseSectors, 0)
     .option('--imd-offset <SECTORS>', 'where the tables begin on IMD', parseSectors)
-    .option('--json', 'print JSON', false)
+    .option(...QUIET)
+    .option(...PROGRESS_JSON)
     .action(async (dev, imd, options) => (await import('../csum.js')).checkImage(dev, imd, options));
 }

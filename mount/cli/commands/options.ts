@@ -4,6 +4,14 @@ import { isPowerOfTwo } from '../../../src/units.js';
 
 export const NO_FREEZE_HELP = 'freeze no file systems: images are as a power cut leaves a disk';
 
+/** The options of everything that takes long, for `.option(...QUIET).option(...PROGRESS_JSON)`. */
+export const QUIET = ['-q, --quiet', 'show no progress', false] as const;
+export const PROGRESS_JSON = [
+  '--json',
+  'print JSON; progress goes to stderr, a line a second',
+  false,
+] as const;
+
 export function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }

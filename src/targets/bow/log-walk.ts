@@ -41,19 +41,27 @@ export interface UndoProgress {
   readonly logsTotal: number;
   /** Bytes checked or copied so far. */
   readonly bytes: number;
-  /** Bytes of all entries; unknown while the log is being checked. */
-  readonly bytesTotal: number | undefined;
+  /**
+   * Bytes of all entries. While the log is being checked an estimate: as if the logs that are still to come had as many as those
+   * that were read.
+   */
+  readonly bytesTotal: number;
 }
+
+/** Work that yields how far it is, after each read or copy of at most 1 MiB. */
+export type UndoSteps<T> = Generator<UndoProgress, T>;
 
 export interface UndoOptions {
   /** Called after each read or copy of at most 1 MiB. */
   readonly onProgress?: (progress: UndoProgress) => void;
 }
 
-export interface InspectOptions extends UndoOptions {
+export interface FindingLimit {
   /** The walk ends after so many findings. Default 100. */
   readonly maxFindings?: number;
 }
+
+export interface InspectOptions extends UndoOptions, FindingLimit {}
 
 /** What there is to undo. Where there are findings, the totals are those of the part that could be followed. */
 export interface LogReport {
@@ -103,17 +111,41 @@ export interface DumpedEntry {
 
 /** Follows the whole log and checks it; undefined when the device has none. Errors are those of reading the device. */
 export function inspectLog(device: BlockDevice, options: InspectOptions = {}): LogReport | undefined {
+  return allSteps(inspectSteps(device, options), options);
+}
+
+/** As inspectLog, in steps. */
+export function* inspectSteps(
+  device: BlockDevice,
+  options: FindingLimit = {},
+): UndoSteps<LogReport | undefined> {
   const walk = openWalk(device, options);
-  walk?.run();
-  return walk?.report();
+  if (walk === undefined) return undefined;
+  yield* walk.run();
+  return walk.report();
 }
 
 /** Everything that can be read of the log, sound or not; undefined when the device has none. */
 export function dumpLog(device: BlockDevice, options: InspectOptions = {}): LogDump | undefined {
+  return allSteps(dumpSteps(device, options), options);
+}
+
+/** As dumpLog, in steps. */
+export function* dumpSteps(device: BlockDevice, options: FindingLimit = {}): UndoSteps<LogDump | undefined> {
   const walk = openWalk(device, options);
+  if (walk === undefined) return undefined;
   const logs: DumpedLog[] = [];
-  walk?.run((sector, header, entries) => logs.push(dumped(sector, header, entries)));
-  return walk && { logs, findings: walk.findings };
+  yield* walk.run((sector, header, entries) => logs.push(dumped(sector, header, entries)));
+  return { logs, findings: walk.findings };
+}
+
+/** Does all of the steps at once. */
+export function allSteps<T>(steps: UndoSteps<T>, { onProgress }: UndoOptions): T {
+  for (;;) {
+    const { done, value } = steps.next();
+    if (done) return value;
+    onProgress?.(value);
+  }
 }
 
 /** A finding as one line. */
@@ -121,7 +153,7 @@ export function describeFinding({ sequence, entry, what }: Finding): string {
   return `log ${sequence}${entry === undefined ? '' : `, entry ${entry}`}: ${what}`;
 }
 
-function openWalk(device: BlockDevice, options: InspectOptions): LogWalk | undefined {
+function openWalk(device: BlockDevice, options: FindingLimit): LogWalk | undefined {
   // No block is smaller than a sector: a device that is has no room for a log.
   if (device.size < SECTOR_BYTES) return undefined;
   const start = new Uint8Array(Math.min(MAX_BLOCK_BYTES, device.size));
@@ -155,12 +187,14 @@ class LogWalk {
   private logs = 0;
   private entries = 0;
   private bytes = 0;
+  /** Bytes of the entries of all logs read so far. */
+  private bytesFound = 0;
 
   /** `start`: the first bytes of the device, a whole block where the device has one. */
   constructor(
     private readonly device: BlockDevice,
     private readonly start: Uint8Array,
-    private readonly options: InspectOptions,
+    private readonly options: FindingLimit,
   ) {
     this.newest = parseHeader(start);
     this.map = new Relocations(device.size / SECTOR_BYTES);
@@ -174,7 +208,7 @@ class LogWalk {
   }
 
   /** From the newest block to the oldest, until the end or a finding that allows no further step. */
-  run(visit?: VisitLog): void {
+  *run(visit?: VisitLog): UndoSteps<void> {
     const { blockSize } = this.newest;
     let block = 0;
     let bytes = this.start;
@@ -187,8 +221,9 @@ class LogWalk {
         this.findings.push({ sequence, what });
         return;
       }
+      this.bytesFound = entries.reduce((sum, { sizeBytes }) => sum + sizeBytes, this.bytesFound);
       for (let index = header.count - 1; index >= 0; index--) {
-        if (!this.undoEntry(sequence, index, entries[index]!)) return;
+        if (!(yield* this.undoEntry(sequence, index, entries[index]!))) return;
       }
       this.logs++;
       if (sequence === 0) return;
@@ -224,7 +259,7 @@ class LogWalk {
   }
 
   /** Checks an entry, then lets its source read as its dest; false where the walk cannot go on. */
-  private undoEntry(sequence: number, index: number, entry: LogEntry): boolean {
+  private *undoEntry(sequence: number, index: number, entry: LogEntry): UndoSteps<boolean> {
     const { blockSize } = this.newest;
     const { sourceSector, destSector, sizeBytes, checksum } = entry;
     const problem = this.entryProblem(index, entry);
@@ -232,7 +267,7 @@ class LogWalk {
       this.findings.push({ sequence, entry: index, what: problem });
       return false;
     }
-    const found = this.relocate(
+    const found = yield* this.relocate(
       (sourceSector * SECTOR_BYTES) / blockSize,
       (destSector * SECTOR_BYTES) / blockSize,
       sizeBytes / blockSize,
@@ -282,12 +317,12 @@ class LogWalk {
    * Lets `count` blocks from `source` on read as those from `dest` on and returns their checksum. Entries that carry
    * none are read all the same: a sector that cannot be read is better found while nothing has been changed.
    */
-  private relocate(source: number, dest: number, count: number): number {
+  private *relocate(source: number, dest: number, count: number): UndoSteps<number> {
     let sum: number | undefined;
     for (let done = 0; done < count; ) {
       const holder = this.map.holder(dest + done);
       const run = this.map.runLength(dest + done, count - done);
-      sum = this.checksum(source, holder, run, sum);
+      sum = yield* this.checksum(source, holder, run, sum);
       // Source and dest do not overlap, so no later look-up sees this.
       this.map.set(source + done, holder, run);
       done += run;
@@ -296,7 +331,12 @@ class LogWalk {
   }
 
   /** The checksum of blocks as they lie on the device. */
-  private checksum(seedPage: number, block: number, count: number, carry: number | undefined): number {
+  private *checksum(
+    seedPage: number,
+    block: number,
+    count: number,
+    carry: number | undefined,
+  ): UndoSteps<number> {
     const { blockSize } = this.newest;
     const most = Math.floor(this.chunk.length / blockSize);
     let sum = carry;
@@ -306,17 +346,16 @@ class LogWalk {
       sum = bowChecksum(seedPage, bytes, sum);
       done += bytes.length / blockSize;
       this.bytes += bytes.length;
-      const { logs, newest } = this;
-      const logsTotal = newest.sequence + 1;
-      this.options.onProgress?.({
-        phase: 'check',
-        logs,
-        logsTotal,
-        bytes: this.bytes,
-        bytesTotal: undefined,
-      });
+      yield this.progress();
     }
     return sum!;
+  }
+
+  private progress(): UndoProgress {
+    const { logs, newest, bytes, bytesFound } = this;
+    const logsTotal = newest.sequence + 1;
+    const bytesTotal = Math.max(bytes, Math.round((bytesFound * logsTotal) / (logs + 1)));
+    return { phase: 'check', logs, logsTotal, bytes, bytesTotal };
   }
 }
 

@@ -41,16 +41,27 @@ import {
   type LogHeader,
 } from '../../formats/bow-log.js';
 import { SECTOR_BYTES } from '../../units.js';
-import { CHUNK_BYTES, describeFinding, inspectLog, type LogReport, type UndoOptions } from './log-walk.js';
+import {
+  allSteps,
+  CHUNK_BYTES,
+  describeFinding,
+  inspectSteps,
+  type LogReport,
+  type UndoOptions,
+  type UndoProgress,
+  type UndoSteps,
+} from './log-walk.js';
 
 export {
   type DumpedEntry,
   type DumpedLog,
   describeFinding,
   dumpLog,
+  dumpSteps,
   type Finding,
   type InspectOptions,
   inspectLog,
+  inspectSteps,
   type LogDump,
   type LogReport,
   type UndoOptions,
@@ -73,7 +84,12 @@ export type RestoreResult =
  * or after a power cut, the same call goes on where it was.
  */
 export function restore(device: BlockDevice, options: UndoOptions = {}): RestoreResult {
-  const report = inspectLog(device, { ...options, maxFindings: 1 });
+  return allSteps(restoreSteps(device), options);
+}
+
+/** As restore, in steps: what is left of them undone is a restore that was cut. */
+export function* restoreSteps(device: BlockDevice): UndoSteps<RestoreResult> {
+  const report = yield* inspectSteps(device, { maxFindings: 1 });
   if (report === undefined) return { state: 'no-log' };
   const { findings, logs: sequences, entries, bytes } = report;
   if (findings[0]) {
@@ -83,7 +99,7 @@ export function restore(device: BlockDevice, options: UndoOptions = {}): Restore
       `the bow log is damaged, nothing was changed: ${describeFinding(findings[0])}${more}`,
     );
   }
-  new Restorer(device, report, options).run();
+  yield* new Restorer(device, report).run();
   return { state: 'restored', sequences, entries, bytes };
 }
 
@@ -96,27 +112,26 @@ class Restorer {
   constructor(
     private readonly device: BlockDevice,
     private readonly report: LogReport,
-    private readonly options: UndoOptions,
   ) {
     this.chunk = new Uint8Array(Math.min(CHUNK_BYTES, device.size));
   }
 
-  run(): void {
+  *run(): UndoSteps<void> {
     const block = new Uint8Array(this.report.blockSize);
     for (;;) {
       this.device.read(0, block);
       const { header, entries } = decodeLog(block);
       // Also where block 0 says WOB already, it may say so in a cache only, left by a process that was killed.
       if (this.logs === 0) this.record(block, header, header.count);
-      this.undoEntries(block, header, entries);
-      this.replaceBlock0(header, entries[0]!);
+      yield* this.undoEntries(block, header, entries);
+      yield this.replaceBlock0(header, entries[0]!);
       this.logs++;
       if (header.sequence === 0) return;
     }
   }
 
   /** Entries count-1..1, then the record that says that only entry 0 is left. */
-  private undoEntries(block: Uint8Array, header: LogHeader, entries: readonly LogEntry[]): void {
+  private *undoEntries(block: Uint8Array, header: LogHeader, entries: readonly LogEntry[]): UndoSteps<void> {
     let sinceRecord: LogEntry[] = [];
     for (let index = header.count - 1; index > 0; index--) {
       const entry = entries[index]!;
@@ -124,7 +139,7 @@ class Restorer {
         this.record(block, header, index + 1);
         sinceRecord = [];
       }
-      this.copy(entry);
+      yield* this.copy(entry);
       sinceRecord.push(entry);
     }
     encodeEntry(block, 0, entries[0]!);
@@ -139,7 +154,7 @@ class Restorer {
     this.device.flush();
   }
 
-  private replaceBlock0(header: LogHeader, entry: LogEntry): void {
+  private replaceBlock0(header: LogHeader, entry: LogEntry): UndoProgress {
     const block = new Uint8Array(header.blockSize);
     this.device.read(entry.destSector * SECTOR_BYTES, block);
     if (header.sequence > 0) encodeHeader(block, { ...decodeLog(block).header, magic: BOW_MAGIC_RESTORING });
@@ -149,29 +164,23 @@ class Restorer {
     }
     this.device.write(0, block.subarray(0, SECTOR_BYTES));
     this.device.flush();
-    this.progress(block.length);
+    return this.progress(block.length);
   }
 
-  private copy({ sourceSector, destSector, sizeBytes }: LogEntry): void {
+  private *copy({ sourceSector, destSector, sizeBytes }: LogEntry): UndoSteps<void> {
     for (let done = 0; done < sizeBytes; ) {
       const bytes = this.chunk.subarray(0, Math.min(this.chunk.length, sizeBytes - done));
       this.device.read(destSector * SECTOR_BYTES + done, bytes);
       this.device.write(sourceSector * SECTOR_BYTES + done, bytes);
       done += bytes.length;
-      this.progress(bytes.length);
+      yield this.progress(bytes.length);
     }
   }
 
-  private progress(bytes: number): void {
+  private progress(bytes: number): UndoProgress {
     this.bytes += bytes;
     const { logs: logsTotal, bytes: bytesTotal } = this.report;
-    this.options.onProgress?.({
-      phase: 'restore',
-      logs: this.logs,
-      logsTotal,
-      bytes: this.bytes,
-      bytesTotal,
-    });
+    return { phase: 'restore', logs: this.logs, logsTotal, bytes: this.bytes, bytesTotal };
   }
 }
 

@@ -40,12 +40,12 @@ export async function createLayer(path: string, sectors: number): Promise<void> 
 export async function createBitmap<T>(
   path: string,
   sectors: number,
-  fill: (bitmap: BlockDevice) => T,
+  fill: (bitmap: BlockDevice) => T | Promise<T>,
 ): Promise<T> {
   const layout = bitmapLayout(sectors);
   const bitmap = await NewFile.create(bitmapPathOf(path), bitmapFileBytes(layout));
   try {
-    const result = fill(bitmap.device);
+    const result = await fill(bitmap.device);
     initialiseBitmap(bitmap.device, layout);
     bitmap.publish();
     return result;

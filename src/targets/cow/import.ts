@@ -12,6 +12,7 @@
 import type { BlockDevice } from '../../device/block-device.js';
 import { DmError } from '../../errors.js';
 import { bitmapLayout } from '../../formats/cow-bitmap.js';
+import type { ProgressOptions } from '../../progress.js';
 import { isPowerOfTwo, SECTOR_BYTES } from '../../units.js';
 import { inspectBitmap, isZero } from './bitmap-device.js';
 
@@ -48,7 +49,11 @@ export interface Imported {
  * Fills `bitmap`, a device of zeros, with the bits of `layer`; not its magic block. Throws EINVAL for an old bitmap that
  * cannot be one (cow-S1), and what the devices throw. Does not flush.
  */
-export function importSeedBits(layer: SeedLayer, bitmap: BlockDevice): Imported {
+export async function importSeedBits(
+  layer: SeedLayer,
+  bitmap: BlockDevice,
+  { onProgress }: ProgressOptions = {},
+): Promise<Imported> {
   const { blockSize, below, oldBitmap } = layer;
   const { least, most } = SEED_BLOCK_SIZES;
   if (!isPowerOfTwo(blockSize) || blockSize < least || blockSize > most) {
@@ -68,6 +73,9 @@ export function importSeedBits(layer: SeedLayer, bitmap: BlockDevice): Imported 
     const bytes = old.subarray(0, Math.min(blockSize, bitsBytes - at));
     oldBitmap.device.read(at, bytes);
     if (!isZero(bytes)) importer.importBlock(at, bytes);
+    // A block of the bitmap stands for so much of the stack.
+    const bytesDone = Math.min((at + blockSize) * 8 * SECTOR_BYTES, below.size);
+    await onProgress?.({ bytes: bytesDone, bytesTotal: below.size });
   }
   return importer.result;
 }

@@ -7,6 +7,7 @@ import { nextOne, nextZero } from '../../shared/bitmap.js';
 import { quoteWord } from '../../table.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { OpenContext, Target } from '../target.js';
+import { Owners } from './owners.js';
 import { StackReader } from './read.js';
 import { type CowDescriptor, CowState, type MemberView } from './state.js';
 import { TopBitmap } from './top.js';
@@ -30,6 +31,8 @@ export class CowTarget implements Target {
   private readonly written: MemberView;
   /** Undefined: there is only the base. */
   private readonly top: TopBitmap | undefined;
+  /** What each member shows of each part of the stack. */
+  readonly owners: Owners;
   private readonly edge = new Uint8Array(SECTOR_BYTES);
   private readonly raise: (event: string) => void;
 
@@ -43,6 +46,12 @@ export class CowTarget implements Target {
     this.written = this.state.layers.at(-1) ?? this.state.base;
     this.top = descriptor.layers.length > 0 ? new TopBitmap(descriptor, this.state, context) : undefined;
     this.raise = context.raise;
+    const { layers } = this.state;
+    this.owners = new Owners(
+      this.size / SECTOR_BYTES,
+      layers.map(({ bits }) => bits),
+      (layer) => this.state.owned(layer) > 0,
+    );
   }
 
   read(offset: number, into: Uint8Array): void {

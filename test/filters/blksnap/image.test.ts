@@ -346,7 +346,7 @@ describe('control files', () => {
       `device_capacity ${SIZE}\nblock_size 4096\nblock_count 21\ngeneration_id ${generation}\nchanges_number 1\n`,
     );
     await fileOf('cbtdirty').write!(disk, '8 8\n162 1\n0 0');
-    expect([...fileOf('cbtmap').bytes!(disk)]).toEqual(
+    expect([...fileOf('cbtmap').bytes!(disk).slice(0, 21)]).toEqual(
       Array.from({ length: 21 }, (_, i) => +[1, 20].includes(i)),
     );
   });

@@ -85,7 +85,8 @@ export function regionsIn(bits: Uint8Array, regions: number): number[] {
 /** As its memory has it, through the control file. */
 export function hydratedOf({ target, descriptor }: Pick<CloneRig, 'target' | 'descriptor'>): number[] {
   const file = clone.files.find(({ name }) => name === 'regions')!;
-  return regionsIn(file.bytes!(target), descriptor.regions);
+  const bytes = file.bytes!(target);
+  return regionsIn(bytes.slice(0, bytes.length), descriptor.regions);
 }
 
 /** As the metadata device has it; throws where anything at all is wrong with the metadata. */

@@ -483,13 +483,13 @@ describe('control files', () => {
   it('regions: a bit each, nothing behind the last', async () => {
     const rig = await makeClone(memoryFor(SECTORS, new Prng(1)));
     const file = clone.files.find(({ name }) => name === 'regions')!;
-    expect([...file.bytes!(rig.target)]).toEqual([0, 0]);
+    expect([...file.bytes!(rig.target).slice(0, 99)]).toEqual([0, 0]);
     rig.target.write(0, new Uint8Array(1));
     rig.target.write(9 * 4096, new Uint8Array(1));
     rig.target.write(12 * 4096, new Uint8Array(1));
-    expect([...file.bytes!(rig.target)]).toEqual([1, 0x12]);
+    expect([...file.bytes!(rig.target).slice(0, 99)]).toEqual([1, 0x12]);
     rig.target.write(0, new Uint8Array(rig.target.size));
-    expect([...file.bytes!(rig.target)]).toEqual([0xff, 0x1f]);
+    expect([...file.bytes!(rig.target).slice(0, 99)]).toEqual([0xff, 0x1f]);
   });
 });
 

@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 import { MemoryDevice } from '../../../src/device/memory.js';
 import { Prng } from '../../../src/device/prng.js';
 import { bitmapLayout, encodeMagicBlock } from '../../../src/formats/cow-bitmap.js';
+import type { WorkDone } from '../../../src/progress.js';
 import { type Imported, importSeedBits, type SeedLayer } from '../../../src/targets/cow/import.js';
 import { expectSameBytes } from '../harness.js';
 import { bitsOf } from './rig.js';
@@ -45,9 +46,9 @@ function makeCase(sectors: number, blockSize: number, written: Iterable<number>)
   };
 }
 
-function run(layer: Case): { imported: Imported; bits: Uint8Array } {
+async function run(layer: Case): Promise<{ imported: Imported; bits: Uint8Array }> {
   const bitmap = new MemoryDevice(bitmapLayout(layer.sectors).minimumBytes);
-  const imported = importSeedBits(layer, bitmap);
+  const imported = await importSeedBits(layer, bitmap);
   return { imported, bits: bitmap.bytes };
 }
 
@@ -77,7 +78,7 @@ describe('the reference`s bitmap, by the document`s table', () => {
 });
 
 describe('importSeedBits', () => {
-  it('takes of a bit`s eight sectors those that differ from below or are not zero', () => {
+  it('takes of a bit`s eight sectors those that differ from below or are not zero', async () => {
     const layer = makeCase(40_000, 4096, [5]);
     mark(layer.data, 5); // written
     mark(layer.data, 5 + 4096); // something else that the device held
@@ -86,28 +87,28 @@ describe('importSeedBits', () => {
     mark(layer.below, 5 + 3 * 4096);
     mark(layer.data, 6); // no bit
     mark(layer.data, 5 + 8 * 4096); // another block's
-    const { imported, bits } = run(layer);
+    const { imported, bits } = await run(layer);
     expect(bitsOf(bits, 40_000)).toEqual([5, 5 + 4096, 5 + 2 * 4096, 5 + 3 * 4096]);
     expect(imported).toEqual({ bits: 1, sectors: 4, uncertainSectors: 4, uncertainZeroSectors: 1 });
   });
 
-  it('one sector of a bit that shows is not uncertain', () => {
+  it('one sector of a bit that shows is not uncertain', async () => {
     const layer = makeCase(10_000, 512, [7, 9]);
     mark(layer.data, 7 + 512);
-    const { imported, bits } = run(layer);
+    const { imported, bits } = await run(layer);
     expect(bitsOf(bits, 10_000)).toEqual([7 + 512]);
     expect(imported).toEqual({ bits: 2, sectors: 1, uncertainSectors: 0, uncertainZeroSectors: 0 });
   });
 
-  it('any bitmap: as a model sector by sector, and the stack reads as in the reference', () => {
-    fc.assert(
-      fc.property(
+  it('any bitmap: as a model sector by sector, and the stack reads as in the reference', async () => {
+    await fc.assert(
+      fc.asyncProperty(
         fc.record({
           blockSize: fc.constantFrom(512, 1024, 4096),
           sectors: fc.constantFrom(1, 500, 513, 4096, 5000, 12_345),
           seed: fc.integer({ min: 0, max: 2 ** 31 }),
         }),
-        ({ blockSize, sectors, seed }) => {
+        async ({ blockSize, sectors, seed }) => {
           const rng = new Prng(seed);
           const written = new Set<number>();
           for (let times = rng.below(20); times > 0; times--) {
@@ -121,7 +122,7 @@ describe('importSeedBits', () => {
             if (rng.chance(written.has(sector) ? 0.8 : 0.1)) mark(layer.data, sector, rng.pick([7, 8]));
           }
           const before = [layer.old, layer.data, layer.below].map(({ bytes }) => bytes.slice());
-          const { imported, bits } = run(layer);
+          const { imported, bits } = await run(layer);
           const aliases = new Map<string, number[]>();
           for (let sector = 0; sector < sectors; sector++) {
             const { byte, bit } = aliasedBit(sector, blockSize);
@@ -148,10 +149,10 @@ describe('importSeedBits', () => {
     );
   });
 
-  it('nothing is written behind the bits of the stack', () => {
+  it('nothing is written behind the bits of the stack', async () => {
     const layer = makeCase(5003, 512, [0, 5002]);
     for (let sector = 0; sector < 5003; sector++) mark(layer.data, sector);
-    const { bits } = run(layer);
+    const { bits } = await run(layer);
     expect(bits.subarray(Math.ceil(5003 / 8)).every((byte) => byte === 0)).toBe(true);
     expect(bitsOf(bits, 5008).at(-1)).toBe(5002);
   });
@@ -208,15 +209,24 @@ describe('importSeedBits', () => {
       () => ({ ...makeCase(100, 512, []), blockSize: 65_536 }),
       'a block size of 65536',
     ],
-  ])('cow-S1: refuses %s', (_name, make, problem) => {
+  ])('cow-S1: refuses %s', async (_name, make, problem) => {
     const layer = make();
     const bitmap = new MemoryDevice(bitmapLayout(layer.sectors).minimumBytes);
-    let error: unknown;
-    try {
-      importSeedBits(layer, bitmap);
-    } catch (caught) {
-      error = caught;
-    }
-    expect(error).toMatchObject({ code: 'EINVAL', message: expect.stringContaining(problem) });
+    await expect(importSeedBits(layer, bitmap)).rejects.toMatchObject({
+      code: 'EINVAL',
+      message: expect.stringContaining(problem),
+    });
+  });
+
+  it('tells how far it is, up to the whole stack', async () => {
+    const layer = makeCase(12_345, 512, [3, 9000]);
+    const bitmap = new MemoryDevice(bitmapLayout(layer.sectors).minimumBytes);
+    const seen: WorkDone[] = [];
+    await importSeedBits(layer, bitmap, { onProgress: (done) => void seen.push(done) });
+    expect(seen.length).toBe(Math.ceil(12_345 / (8 * 512)));
+    expect(seen.map(({ bytes }) => bytes)).toEqual(
+      seen.map((_, i) => Math.min((i + 1) * 512 * 8, 12_345) * 512),
+    );
+    expect(seen.every(({ bytesTotal }) => bytesTotal === 12_345 * 512)).toBe(true);
   });
 });
