@@ -6,7 +6,7 @@
  */
 import { stat } from 'node:fs/promises';
 import { DmError, type ErrnoName, messageOf } from '../src/errors.js';
-import { libcFunction } from '../src/libc.js';
+import { exitNow } from './exit-now.js';
 import { unmount } from './fuse/connection.js';
 import { openKernelTransport } from './fuse/transport.js';
 import { Attendance } from './lanes/attendance.js';
@@ -91,7 +91,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     savedFilters: options.stateDir === undefined ? undefined : new SavedFilters(options.stateDir),
   });
   const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes, announce });
-  const rootFolder = targetsFolder({ registry, passthrough, snapshots });
+  const inFlight = (node: number) => service.inFlight(node);
+  const rootFolder = targetsFolder({ registry, passthrough, snapshots, inFlight });
   const tree = new Tree({
     root: rootFolder,
     folderById: (id) => rootFolder.byId(id) ?? snapshots.folderById(id),
@@ -179,12 +180,6 @@ async function namingAsync<T>(where: string | undefined, work: () => Promise<T>)
     if (where === undefined || !(error instanceof Error)) throw error;
     throw new DmError((error as { code?: ErrnoName }).code ?? 'EIO', `${where}: ${error.message}`);
   }
-}
-
-/** Ends the process whatever its lanes do. process.exit would wait for them, and they for the next request. */
-export function exitNow(code: number): never {
-  libcFunction<[number]>('void _exit(int status)')(code);
-  throw new Error('_exit returned');
 }
 
 /** SIGTERM and SIGINT flush and unmount; while files are open the mount is only detached and served to its end. */

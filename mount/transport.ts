@@ -103,6 +103,8 @@ export interface Service {
   announce(message: ToLane): void;
   /** Resolves when every request for one of `nodes` has been served that was under way at the call. */
   settle(nodes: ReadonlySet<number>): Promise<void>;
+  /** Requests for a node that are being served now. */
+  inFlight(node: number): number;
   /** The kernel is to ask anew for the attributes of a node, or for a name in the root. At once or in a second. */
   attributesChanged(node: number): void;
   nameGone(name: string): void;

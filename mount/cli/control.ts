@@ -1,6 +1,6 @@
 /** The control files of a mount, from outside: what the daemon refuses is told in the daemon's own words. */
 import { closeSync, constants, openSync, readFileSync, readSync, statSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DmError, type ErrnoName } from '../../src/errors.js';
 import { SNAPSHOTS } from '../tree/folder.js';
@@ -68,10 +68,19 @@ export function readControl(folder: string, file: string): string {
   }
 }
 
+/** The same on another thread: a daemon that does not answer holds up nobody but who waits for this. */
+export async function readControlLater(folder: string, file: string): Promise<string> {
+  try {
+    return (await readFile(join(folder, file), 'utf8')).replace(/\n$/, '');
+  } catch (error) {
+    throw explain(error, join(folder, file), nobodyServes(folder));
+  }
+}
+
 /** For `explain`: what the kernel still knows of a mount is found there a while after its daemon has died. */
 function nobodyServes(folder: string): Partial<Record<ErrnoName, string>> {
   const mount = readMountInfo().find(
-    ({ type, mountPoint }) => type === 'fuse.dmfuse' && folder.startsWith(`${mountPoint}/`),
+    ({ type, mountPoint }) => type === 'fuse.dmfuse' && `${folder}/`.startsWith(`${mountPoint}/`),
   );
   return mount ? daemonIsDead(mount.mountPoint) : {};
 }

@@ -8,7 +8,11 @@ const FS_TYPE = 'fuse.dmfuse';
 
 /** The mount point that `path` is, absolute; undefined when no dmfuse is mounted there. */
 export function findMount(path: string): string | undefined {
-  return mountsAt(path).find(({ type }) => type === FS_TYPE)?.mountPoint;
+  const mounts = readMountInfo().filter(({ type }) => type === FS_TYPE);
+  const find = (wanted: string | undefined) =>
+    mounts.find(({ mountPoint }) => mountPoint === wanted)?.mountPoint;
+  // The file system itself is asked only where it must be: a daemon that stands still does not answer.
+  return find(resolve(path)) ?? find(realPath(path));
 }
 
 /** As findMount; throws EINVAL where there is none. */

@@ -42,7 +42,8 @@ async function serve(
   options: MountCommandOptions,
   log: (line: string) => void,
 ): Promise<void> {
-  const { exitNow, startDaemon } = await import('../daemon.js');
+  const { startDaemon } = await import('../daemon.js');
+  const { exitNow } = await import('../exit-now.js');
   const { checkMountPoint } = await import('./mount-point.js');
   const { notifyManager } = await import('./notify.js');
   const { PidFile } = await import('./pid-file.js');

@@ -9,6 +9,7 @@ import { mapCommands } from './commands/map.js';
 import { mountCommands } from './commands/mount.js';
 import { servicesCommands } from './commands/services.js';
 import { snapshotCommands } from './commands/snapshot.js';
+import { statsCommands } from './commands/stats.js';
 import { targetsCommands } from './commands/targets.js';
 
 export function program(version: string): Command {
@@ -22,6 +23,7 @@ export function program(version: string): Command {
     .configureHelp({ optionDescription: describeOption });
   mountCommands(dmfuse);
   targetsCommands(dmfuse);
+  statsCommands(dmfuse);
   mapCommands(dmfuse);
   bowCommands(dmfuse);
   csumCommands(dmfuse);

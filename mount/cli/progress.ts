@@ -127,7 +127,8 @@ function describe({ what, bytes, bytes_total, bytes_per_second, seconds_left }: 
   return `${what}: ${percent}%, ${size(bytes)} of ${size(bytes_total)}, ${size(bytes_per_second)}/s${left}`;
 }
 
-function size(bytes: number): string {
+/** `1.3 GiB` */
+export function size(bytes: number): string {
   const unit = ['B', 'KiB', 'MiB', 'GiB', 'TiB'][scale(bytes)];
   const value = bytes / 1024 ** scale(bytes);
   return `${value < 10 && scale(bytes) > 0 ? value.toFixed(1) : Math.floor(value)} ${unit}`;
@@ -138,7 +139,7 @@ function scale(bytes: number): number {
 }
 
 /** h:mm:ss, m:ss */
-function duration(seconds: number): string {
+export function duration(seconds: number): string {
   const two = (n: number) => String(n).padStart(2, '0');
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
   return hours > 0 ? `${hours}:${two(minutes)}:${two(seconds % 60)}` : `${minutes}:${two(seconds % 60)}`;

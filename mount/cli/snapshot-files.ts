@@ -10,7 +10,7 @@ import { daemonIsDead, explain, isThere, readControl, requireTarget, writeContro
 import { note } from './output.js';
 
 /** No snapshot, but what all of them go by. */
-const PARAMS = 'params';
+export const PARAMS = 'params';
 const NO_NAME = 'not a name for a snapshot: no blanks, no slash, no leading dot or @';
 
 export interface SnapshotState {
@@ -104,7 +104,12 @@ export async function appendStorage(
 }
 
 export function readState(folder: string): SnapshotState {
-  const [state = '', ...lines] = readControl(folder, 'state').split('\n');
+  return parseState(readControl(folder, 'state'));
+}
+
+/** The text of a file `state`. */
+export function parseState(text: string): SnapshotState {
+  const [state = '', ...lines] = text.split('\n');
   const words = lines.map((line) => line.split(' '));
   const sectors = (key: string) => Number(words.find(([first]) => first === key)?.[1] ?? 0);
   return {

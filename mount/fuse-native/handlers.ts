@@ -9,6 +9,7 @@
 import { basename, dirname } from 'node:path';
 import { errnoOf } from '../../src/errors.js';
 import { failDevice, readDevice, type ServedDevice, syncDevice, writeDevice } from '../device-io.js';
+import type { TimedOp } from '../lanes/stats.js';
 import { ROOT } from '../tree/nodes.js';
 import { isNonBlocking, type NodeAttributes, type Tree } from '../tree/tree.js';
 import type { NativeHandlers, NativeStat, Reply } from './package.js';
@@ -102,7 +103,7 @@ function dataHandlers(
   /** At once, or when its device is resumed; what is gone by then is EIO. */
   const serveDevice = async (
     handle: number,
-    what: { operation: string; offset?: number },
+    what: { operation: TimedOp; offset?: number },
     reply: (count: number) => void,
     work: (device: ServedDevice) => number,
   ): Promise<void> => {
@@ -114,8 +115,10 @@ function dataHandlers(
       return;
     }
     let count: number;
+    const began = performance.now();
     try {
       count = work(device);
+      device.stats.time(what.operation, performance.now() - began);
     } catch (error) {
       count = -failDevice(device, error, what, (line) => onEvent(id, line));
     }
@@ -124,7 +127,7 @@ function dataHandlers(
   return {
     read(_path, handle, into, length, at, reply) {
       if (deviceOf(handle)) {
-        const what = { operation: 'READ', offset: at };
+        const what = { operation: 'read', offset: at };
         void serveDevice(handle, what, reply, (device) => readDevice(device, at, into.subarray(0, length)));
         return;
       }
@@ -135,7 +138,7 @@ function dataHandlers(
     write(_path, handle, from, length, at, reply) {
       const data = from.subarray(0, length);
       if (deviceOf(handle)) {
-        const what = { operation: 'WRITE', offset: at };
+        const what = { operation: 'write', offset: at };
         void serveDevice(handle, what, reply, (device) => writeDevice(device, at, data, flagsOf(handle)));
         return;
       }
@@ -147,7 +150,7 @@ function dataHandlers(
         answer(reply, () => tree.sync(handle));
         return;
       }
-      void serveDevice(handle, { operation: 'FSYNC' }, reply, (device) => {
+      void serveDevice(handle, { operation: 'flush' }, reply, (device) => {
         syncDevice(device);
         return 0;
       });

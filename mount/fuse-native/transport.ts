@@ -39,6 +39,7 @@ export function openNativeTransport(options: TransportOptions): Transport {
         announce: (message) => devices.announce(message),
         // A request is served in one go on this very thread: none is ever under way here.
         settle: async () => {},
+        inFlight: () => 0,
         // libfuse 2 forgets by itself, after a second.
         attributesChanged: () => {},
         nameGone: () => {},

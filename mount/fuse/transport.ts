@@ -49,6 +49,7 @@ export async function openKernelTransport(options: TransportOptions): Promise<Tr
           pool.announce(message);
         },
         settle: (nodes) => pool.settle(nodes),
+        inFlight: (node) => pool.inFlight(node),
         attributesChanged: (node) => notify(encodeAttributesChanged(node)),
         nameGone: (name) => notify(encodeNameGone(ROOT, name)),
       };

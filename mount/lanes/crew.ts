@@ -92,12 +92,14 @@ export class Crew {
     Atomics.add(this.words, own, 1);
   }
 
-  /** It is done. */
-  end(): void {
+  /** It is done. Returns the milliseconds that it took. */
+  end(): number {
     Atomics.add(this.words, LANES + LANE_WORDS * this.lane, 1);
-    const slow = performance.now() - this.began > SLOW_MS;
+    const took = performance.now() - this.began;
+    const slow = took > SLOW_MS;
     this.heat = slow ? Math.min(STAY, this.heat + SLOW_WEIGHT) : Math.max(0, this.heat - 1);
     if (this.heat >= CALL_AT && slow) this.call();
+    return took;
   }
 
   /** The lane ends, because the mount has. */

@@ -17,6 +17,7 @@ import {
   SEEK_HOLE,
   WRITE_IN_BYTES,
 } from '../fuse/wire.js';
+import type { TimedOp } from './stats.js';
 
 /** Serves one request for a device. The reply's body goes into `body`; returns its length in bytes. Throws the error. */
 export function serveDevice(device: ServedDevice, request: Request, body: Uint8Array): number {
@@ -35,6 +36,25 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
       return 8;
     default:
       throw new DmError('ENOSYS', `opcode ${request.opcode} is not for a device`);
+  }
+}
+
+/** What a request is timed as; undefined for one that only asks. */
+export function timedOpOf(request: Request): TimedOp | undefined {
+  switch (request.opcode) {
+    case Opcode.READ:
+      return 'read';
+    case Opcode.WRITE:
+      return 'write';
+    case Opcode.FSYNC:
+      return 'flush';
+    case Opcode.FALLOCATE: {
+      const mode = request.bodyU32(24);
+      if (mode & FALLOC_PUNCH_HOLE) return 'discard';
+      return mode & FALLOC_ZERO_RANGE ? 'zeroes' : undefined;
+    }
+    default:
+      return undefined;
   }
 }
 

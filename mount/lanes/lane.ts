@@ -19,7 +19,7 @@ import {
 } from '../fuse/wire.js';
 import { Outputs } from '../outputs.js';
 import { Crew } from './crew.js';
-import { serveDevice } from './device-requests.js';
+import { serveDevice, timedOpOf } from './device-requests.js';
 import {
   type DeviceDescription,
   type FromLane,
@@ -91,6 +91,8 @@ function serveData(operation: Operation): boolean {
     if (!device) return false;
     if (held.has(request.node)) {
       handToMain('held');
+      // It is not served yet, so nothing is to be counted.
+      device = undefined;
       return true;
     }
     // A flush waits for the disk, whatever came before.
@@ -102,10 +104,17 @@ function serveData(operation: Operation): boolean {
     const offset = request.opcode === Opcode.FSYNC ? undefined : request.bodyU64(8);
     errno = failDevice(device, error, { operation: operation.name, offset }, (line) => raiseAt(id, line));
   } finally {
-    crew.end();
+    const took = crew.end();
+    // Before the answer: who has it finds itself counted.
+    if (device && errno === 0) countTime(device, took);
   }
   answer(errno, bytes);
   return true;
+}
+
+function countTime({ stats }: ServedDevice, milliseconds: number): void {
+  const op = timedOpOf(request);
+  if (op) stats.time(op, milliseconds);
 }
 
 function answer(errno: number, bodyBytes: number): void {

@@ -53,6 +53,15 @@ export class LanePool {
     }
   }
 
+  /** How many lanes serve a request for `node` now. */
+  inFlight(node: number): number {
+    const isServing = (_port: MessagePort, lane: number) => {
+      const at = Crew.whereabouts(this.crew, lane);
+      return at.progress % 2 !== 0 && at.node === node;
+    };
+    return this.ports.filter(isServing).length;
+  }
+
   private start(lane: number, crew: SharedArrayBuffer, options: LanePoolOptions): void {
     const { port1, port2 } = new MessageChannel();
     const workerData: LaneData = {

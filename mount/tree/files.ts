@@ -11,21 +11,25 @@ import { filterTypes } from '../../src/filters/index.js';
 import { parseSectorRanges, quoteWord } from '../../src/table.js';
 import type { ControlFile } from '../../src/targets/target.js';
 import { SECTOR_BYTES } from '../../src/units.js';
-import { STAT_NAMES, sumStats } from '../lanes/stats.js';
+import { latencyText, sumLatencies, sumStats } from '../lanes/stats.js';
 import type { Registry } from '../registry.js';
 import { type LiveTarget, type Slot, statusLine, tableLine } from '../slot.js';
 import type { MountedSnapshots } from '../snapshots.js';
 import { eventsFile, type OutputFile, type TextFile, type TreeFile, textFile } from './folder.js';
+import { deviceNode } from './nodes.js';
 import type { Passthrough } from './passthrough.js';
 
 export interface FilesContext {
   readonly registry: Registry;
   readonly passthrough: Passthrough;
   readonly snapshots: MountedSnapshots;
+  /** Requests for a node that are being served now. */
+  readonly inFlight: (node: number) => number;
 }
 
 /** All files of a slot, those that wait for a target or a filter included. The first is the device. */
-export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesContext): TreeFile[] {
+export function filesOf(slot: Slot, context: FilesContext): TreeFile[] {
+  const { registry, passthrough, snapshots } = context;
   const isLive = slot.live !== undefined;
   const common: TreeFile[] = [
     {
@@ -40,7 +44,7 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
     }),
     textFile('status', { read: () => `${statusLine(slot)}\n` }),
     textFile('size', { read: () => `${live(slot).target.size / SECTOR_BYTES}\n` }, isLive),
-    textFile('stats', { read: () => statsText(live(slot)) }, isLive),
+    textFile('stats', { read: () => statsText(slot, context) }, isLive),
     eventsFile(slot.events),
     textFile(
       'discard',
@@ -73,6 +77,7 @@ export function filesOf(slot: Slot, { registry, passthrough, snapshots }: FilesC
       write: (text) => registry.setRemoval(slot, text.trim()),
     }),
     textFile('message', { write: (text) => obey(ownFiles, live(slot), text) }, isLive),
+    textFile('latency', { read: () => latencyText(sumLatencies(live(slot).stats)) }, isLive),
   ];
   // What is told to a target may be I/O of its own.
   const subject = <T>(subjectOf: () => T) => ({ of: subjectOf, mayChange: () => registry.refuseHeld(slot) });
@@ -186,9 +191,17 @@ function filterLine({ filter }: LiveTarget): string {
   return filter ? `${filter.type.name} ${filter.view.args()}`.trimEnd() : 'none';
 }
 
-function statsText({ stats }: LiveTarget): string {
-  const sums = sumStats(stats);
-  return STAT_NAMES.map((name) => `${name} ${sums[name]}\n`).join('');
+/** What was counted so far, then what is so now. */
+function statsText(slot: Slot, { passthrough, inFlight }: FilesContext): string {
+  const numbers = {
+    ...sumStats(live(slot).stats),
+    open: slot.opens,
+    in_flight: inFlight(deviceNode(slot.id)),
+    passed_through: passthrough.isOpen(slot.id) ? 1 : 0,
+  };
+  return Object.entries(numbers)
+    .map(([name, number]) => `${name} ${number}\n`)
+    .join('');
 }
 
 function discard({ output }: LiveTarget, text: string): void {

@@ -16,6 +16,8 @@ const COMMANDS = [
   'ls',
   'status',
   'umount',
+  'stats',
+  'top',
   'bow',
   ...BOW_COMMANDS.map((verb) => `bow ${verb}`),
   'csum',

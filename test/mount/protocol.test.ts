@@ -74,7 +74,12 @@ beforeAll(async () => {
   });
   for (const name of ['x', 'y']) registry.add(name);
   const snapshots = new MountedSnapshots({ registry, lanes: 1, announce: () => {} });
-  const root = targetsFolder({ registry, passthrough: new Passthrough(undefined), snapshots });
+  const root = targetsFolder({
+    registry,
+    passthrough: new Passthrough(undefined),
+    snapshots,
+    inFlight: () => 0,
+  });
   const folderById = (id: number) => root.byId(id) ?? snapshots.folderById(id);
   const tree = new Tree({ root, folderById, uid: 0, gid: 0, allowOther: false, daemonText: '' });
   const requests = new MainRequests(fuseFd, tree);

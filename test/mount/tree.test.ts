@@ -10,6 +10,7 @@ const COMMON_FILES = {
   discard: 0o200,
   events: 0o400,
   filter: 0o600,
+  latency: 0o400,
   size: 0o400,
   stats: 0o400,
   status: 0o400,
@@ -99,8 +100,8 @@ for (const [type, { table, files }] of Object.entries(TARGETS)) {
       expect(read('x/status')).toMatch(new RegExp(`^0 8192 ${type}( |$)`));
       expect(read('x/table')).toMatch(new RegExp(`^0 8192 ${type} ${file}( |$)`));
       expect(read('x/filter')).toBe('none');
-      expect(read('x/stats')).toMatch(/^reads 0\n(\w+ \d+\n)+errors 0$/);
-      for (const name of ['size', 'status', 'table', 'filter', 'stats', ...Object.keys(files)]) {
+      expect(read('x/stats')).toMatch(/^reads 0\n(\w+ \d+\n)+passed_through 0$/);
+      for (const name of ['size', 'status', 'table', 'filter', 'stats', 'latency', ...Object.keys(files)]) {
         expect(await lab.sh(`dd if=${path('x', name)} bs=1 status=none`)).toBe(`${read(`x/${name}`)}\n`);
       }
       expect(read('.dmfuse')).toMatch(/^pid \d+\nversion \d+\.\d+\.\d+$/);
