@@ -11,7 +11,7 @@ import { unmount } from './fuse/connection.js';
 import { openKernelTransport } from './fuse/transport.js';
 import { Attendance } from './lanes/attendance.js';
 import type { ToLane } from './lanes/protocol.js';
-import { lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
+import { lockProgram, lowerOomScore, markIoFlusher } from './lanes/reclaim.js';
 import { Registry } from './registry.js';
 import { SavedFilters } from './saved-filters.js';
 import { MountedSnapshots } from './snapshots.js';
@@ -21,6 +21,9 @@ import { Passthrough } from './tree/passthrough.js';
 import { targetsFolder } from './tree/targets-folder.js';
 import { Tree } from './tree/tree.js';
 import { VERSION } from './version.js';
+
+const UNSAFE_UNDER_PRESSURE =
+  'no CAP_SYS_RESOURCE here: the daemon may wait for memory that its own devices are to free; dmfuse-loop-safety(7) tells when';
 
 /** A target that is there when the mount begins. */
 export interface TargetToCreate {
@@ -54,8 +57,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const { mountPoint, log } = options;
   const transport = await openTransport(options);
   const { lanes } = transport;
-  markIoFlusher();
-  lowerOomScore();
+  const isSafe = markIoFlusher() && lowerOomScore();
+  if (!isSafe && process.getuid!() === 0) log(UNSAFE_UNDER_PRESSURE);
 
   // Async: this thread answers the request that it makes here, once the lanes run.
   let mountStat: Promise<{ dev: number }> | undefined;
@@ -134,6 +137,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
 
   // It answers.
   await mountDevice();
+  lockProgram();
   try {
     for (const target of options.create) await createTarget(registry, target);
   } catch (error) {

@@ -32,6 +32,8 @@ export async function mount(argument: string, options: MountCommandOptions): Pro
   process.env.PATH ||= DEFAULT_PATH;
   // Here, not in the background: what it says is for whoever asked.
   if (options.replace && !process.send) await (await import('./mount-point.js')).detachDead(argument);
+  // The daemon in the background has inherited it.
+  if (!process.send) (await import('../hardening.js')).giveUpPrivileges();
   if (process.send) await serve(argument, options, logToSyslog);
   else if (options.foreground) await serve(argument, options, logToStderr);
   else await startInBackground();

@@ -127,7 +127,7 @@ function dataHandlers(
   return {
     read(_path, handle, into, length, at, reply) {
       if (deviceOf(handle)) {
-        const what = { operation: 'read', offset: at };
+        const what = { operation: 'read', offset: at } as const;
         void serveDevice(handle, what, reply, (device) => readDevice(device, at, into.subarray(0, length)));
         return;
       }
@@ -138,7 +138,7 @@ function dataHandlers(
     write(_path, handle, from, length, at, reply) {
       const data = from.subarray(0, length);
       if (deviceOf(handle)) {
-        const what = { operation: 'write', offset: at };
+        const what = { operation: 'write', offset: at } as const;
         void serveDevice(handle, what, reply, (device) => writeDevice(device, at, data, flagsOf(handle)));
         return;
       }

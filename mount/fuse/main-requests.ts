@@ -25,7 +25,6 @@ import {
   pollOut,
   Request,
   statfsOut,
-  WRITE_IN_BYTES,
   writeOut,
 } from './wire.js';
 
@@ -150,7 +149,7 @@ export class MainRequests {
   }
 
   private async write(request: Request): Promise<Body> {
-    const data = request.tail(WRITE_IN_BYTES);
+    const data = request.writeData();
     await this.tree.write(request.bodyU64(0), data);
     return writeOut(data.length);
   }

@@ -4,6 +4,7 @@
  * struct starts at IN_HEADER_BYTES. Node ids, file handles and `unique` are 64 bits wide, and far below 2^53: we make
  * the first two, and the kernel counts the third up from 2.
  */
+import { DmError } from '../../src/errors.js';
 
 export const KERNEL_VERSION = 7;
 export const KERNEL_MINOR_MIN = 31;
@@ -60,6 +61,8 @@ const NOTIFY_INVAL_ENTRY = 3;
 export const DEV_IOC_BACKING_OPEN = 0x4010e501;
 export const DEV_IOC_BACKING_CLOSE = 0x4004e502;
 
+const names = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
 /** One request as it was read: a cheap view, which a lane points at its buffer again and again. */
 export class Request {
   private view: DataView;
@@ -101,18 +104,31 @@ export class Request {
     return this.bytes.subarray(IN_HEADER_BYTES + structBytes, this.length);
   }
 
-  /** The NUL-terminated name behind the struct. */
+  /**
+   * The NUL-terminated name behind the struct. Throws EINVAL where it does not end, EILSEQ for one that is no UTF-8: two of those
+   * would be one name for us.
+   */
   name(structBytes: number): string {
     const tail = this.tail(structBytes);
     const end = tail.indexOf(0);
-    return Buffer.from(tail.subarray(0, end < 0 ? tail.length : end)).toString('utf8');
+    if (end < 0) throw new DmError('EINVAL', 'a name without an end');
+    try {
+      return names.decode(tail.subarray(0, end));
+    } catch {
+      throw new DmError('EILSEQ', 'a name that is no UTF-8');
+    }
   }
 
-  /** The name behind that one; empty where there is none. */
+  /** The data of a WRITE. Throws EINVAL where there is more or less of it than the request says. */
+  writeData(): Uint8Array {
+    const data = this.tail(WRITE_IN_BYTES);
+    if (data.length !== this.bodyU32(16)) throw new DmError('EINVAL', 'WRITE: size and data differ');
+    return data;
+  }
+
+  /** The name behind that one. */
   secondName(structBytes: number): string {
-    const tail = this.tail(structBytes);
-    const end = tail.indexOf(0);
-    return end < 0 ? '' : this.name(structBytes + end + 1);
+    return this.name(structBytes + this.tail(structBytes).indexOf(0) + 1);
   }
 
   /** A request that outlives the lane's buffer. */

@@ -15,7 +15,6 @@ import {
   type Request,
   SEEK_DATA,
   SEEK_HOLE,
-  WRITE_IN_BYTES,
 } from '../fuse/wire.js';
 import type { TimedOp } from './stats.js';
 
@@ -69,9 +68,7 @@ function serveRead(device: ServedDevice, request: Request, body: Uint8Array): nu
 
 // struct fuse_write_in { u64 fh; u64 offset; u32 size; u32 write_flags; u64 lock_owner; u32 flags; u32 padding }
 function serveWrite(device: ServedDevice, request: Request, body: Uint8Array): number {
-  const data = request.tail(WRITE_IN_BYTES);
-  if (data.length !== request.bodyU32(16)) throw new DmError('EINVAL', 'WRITE: size and data differ');
-  const length = writeDevice(device, request.bodyU64(8), data, request.bodyU32(32));
+  const length = writeDevice(device, request.bodyU64(8), request.writeData(), request.bodyU32(32));
   const view = viewOf(body);
   view.setUint32(0, length, true);
   view.setUint32(4, 0, true);

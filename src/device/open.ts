@@ -4,6 +4,7 @@
  */
 import { closeSync, constants, fstatSync, open as openCallback, type Stats } from 'node:fs';
 import { stat } from 'node:fs/promises';
+import { constants as osConstants } from 'node:os';
 import { promisify } from 'node:util';
 import { DmError, type ErrnoName } from '../errors.js';
 import { libcFunction } from '../libc.js';
@@ -69,7 +70,9 @@ function lock(fd: number, path: string, access: Access): void {
 }
 
 function rethrow(error: NodeJS.ErrnoException, path: string): never {
-  const code = (error.code ?? 'EIO') as ErrnoName;
+  // What Node refuses by itself (a NUL in a path) has a code that is no errno.
+  const known = error.code === undefined || error.code in osConstants.errno;
+  const code = known ? ((error.code ?? 'EIO') as ErrnoName) : 'EINVAL';
   if (code === 'ENOENT') throw new DmError(code, `${path}: no such file or device`);
   if (code === 'EBUSY') throw new DmError(code, `${path}: in use: mounted, or opened by another program`);
   throw new DmError(code, `${path}: ${error.message}`);

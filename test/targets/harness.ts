@@ -7,6 +7,7 @@
  * A word of the table names a device of the test: `disk` becomes a file, `@upper` another target. Around it: `FaultyDisk`
  * counts and fails operations, `withoutUnmap` is a medium that cannot give space back, `seedFromEnv` repeats a failure.
  */
+import fc from 'fast-check';
 import { expect } from 'vitest';
 import type { BlockDevice } from '../../src/device/block-device.js';
 import type { OperationKind, SimulatedDisk } from '../../src/device/simulated.js';
@@ -131,6 +132,18 @@ export function* seeds(enough: (done: number) => boolean): Generator<number> {
     return;
   }
   for (let seed = 1; !enough(seed - 1); seed++) yield seed;
+}
+
+/** Tries a property of fast-check so many times: from seed 1, or `DMFUSE_SEED=N`. What keeps its state from run to run is not `pure`. */
+export async function fuzz<T>(
+  property: fc.IAsyncProperty<T> | fc.IProperty<T>,
+  { runs, pure = true }: { runs: number; pure?: boolean },
+): Promise<void> {
+  const [seed = 1] = seeds((done) => done === 1);
+  // To make an example smaller takes runs on a state that others have left.
+  await underSeed(seed, () =>
+    fc.assert(property as fc.IAsyncProperty<T>, { numRuns: runs, seed, endOnFailure: !pure }),
+  );
 }
 
 /** Runs `body`; a failure says how to repeat it. */

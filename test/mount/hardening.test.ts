@@ -1,0 +1,119 @@
+/** What the daemon has given up and what keeps it alive under pressure, as the kernel sees it, for every one of its threads. */
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { expect, test } from 'vitest';
+import { type Lab, MAIN, type Mount, mountTest } from './harness.js';
+
+/** CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RESOURCE. */
+const KEPT = [1, 2, 14, 21, 24].reduce((bits, capability) => bits | (1n << BigInt(capability)), 0n);
+const CAP_SYS_RESOURCE = 1n << 24n;
+// <linux/sched.h>: what PR_SET_IO_FLUSHER sets, in the field `flags` of /proc/PID/stat.
+const PF_MEMALLOC_NOIO = 0x00080000;
+const PF_LOCAL_THROTTLE = 0x00100000;
+/** Of our own, by what is in /proc/self/status. */
+const OURS = capabilities('/proc/self', 'CapBnd');
+
+function field(folder: string, name: string): string {
+  return new RegExp(`^${name}:\\s+(.*)$`, 'm').exec(readFileSync(`${folder}/status`, 'utf8'))![1]!;
+}
+
+function capabilities(folder: string, set: string): bigint {
+  return BigInt(`0x${field(folder, set)}`);
+}
+
+function threads(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/task`).map((thread) => `/proc/${pid}/task/${thread}`);
+}
+
+function descriptors(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`));
+}
+
+async function mountedBehind(lab: Lab, redirections: string): Promise<number> {
+  const point = lab.makeFolder('mnt');
+  await lab.sh(`exec ${redirections}; ${process.execPath} ${MAIN} mount ${point} --lanes 2`);
+  return lab.daemons()[0]!;
+}
+
+mountTest(
+  'every thread has no new privileges and few capabilities, and nothing of it is others` to read',
+  async (lab) => {
+    const { pid, create } = await lab.mount();
+    await lab.sh('truncate -s 1M source; truncate -s 1M copy; truncate -s 1M meta');
+    // With it come threads that work in the background.
+    await create('c', `clone ${lab.path('meta')} ${lab.path('copy')} ${lab.path('source')} 8`);
+    expect(threads(pid).length).toBeGreaterThan(5);
+    for (const thread of threads(pid)) {
+      expect(field(thread, 'NoNewPrivs')).toBe('1');
+      for (const set of ['CapBnd', 'CapPrm', 'CapEff']) expect(capabilities(thread, set)).toBe(OURS & KEPT);
+      expect(capabilities(thread, 'CapInh')).toBe(0n);
+    }
+    expect(field(`/proc/${pid}`, 'Umask')).toBe('0077');
+    expect(readlinkSync(`/proc/${pid}/cwd`)).toBe('/');
+    const limits = readFileSync(`/proc/${pid}/limits`, 'utf8');
+    expect(limits).toMatch(/^Max core file size +0 /m);
+    expect(limits).toMatch(/^Max open files +(\d+) +\1 /m);
+  },
+);
+
+mountTest('in the foreground too, for what touches I/O', async (lab) => {
+  const point = lab.makeFolder('mnt');
+  const running = lab.startDmfuse('mount', point, '-f', '--lanes', '2');
+  await lab.sh(`until [ -e ${point}/.dmfuse ]; do sleep 0.05; done`);
+  expect(field(`/proc/${running.pid}`, 'NoNewPrivs')).toBe('1');
+  expect(capabilities(`/proc/${running.pid}`, 'CapEff')).toBe(OURS & KEPT);
+  // It can still be mounted, unmounted and opened.
+  await lab.dmfuseOk('umount', point);
+  expect((await running.ended).code).toBe(0);
+});
+
+mountTest('descriptors that a shell has left open stay with the shell, behind gaps too', async (lab) => {
+  await lab.sh('echo secret >secret');
+  const pid = await mountedBehind(
+    lab,
+    `3<${lab.path('secret')} 17<${lab.path('secret')} 200<${lab.path('secret')}`,
+  );
+  expect(descriptors(pid).filter((path) => path.includes('secret'))).toEqual([]);
+  expect(descriptors(pid).filter((path) => path === '/dev/fuse')).toHaveLength(1);
+});
+
+/** Threads that have both flags. */
+function flushers({ pid }: Mount): number {
+  const wanted = PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE;
+  return threads(pid).filter((thread) => {
+    // Behind the name, which may hold blanks: state, ppid, pgrp, session, tty, tpgid, flags.
+    const flags = Number(readFileSync(`${thread}/stat`, 'utf8').split(') ').at(-1)!.split(' ')[6]);
+    return (flags & wanted) === wanted;
+  }).length;
+}
+
+const mayFlush = (OURS & CAP_SYS_RESOURCE) !== 0n;
+
+test.runIf(!mayFlush)('without CAP_SYS_RESOURCE (as here) nothing of the next test is to be had', () => {});
+
+if (mayFlush) {
+  mountTest('lanes, attendants and the main thread never wait for write-back', async (lab) => {
+    const mount = await lab.mount({ args: ['--lanes', '4'] });
+    expect(flushers(mount)).toBe(1 + 4);
+    await lab.sh('truncate -s 1M source; truncate -s 1M copy; truncate -s 1M meta');
+    await mount.create('c', `clone ${lab.path('meta')} ${lab.path('copy')} ${lab.path('source')} 8`);
+    // One that commits, one that copies.
+    expect(flushers(mount)).toBe(1 + 4 + 2);
+    expect(readFileSync(`/proc/${mount.pid}/oom_score_adj`, 'utf8')).toBe('-900\n');
+  });
+} else {
+  mountTest('without CAP_SYS_RESOURCE it says that pressure is a danger', async (lab) => {
+    const point = lab.makeFolder('mnt');
+    const running = lab.startDmfuse('mount', point, '-f', '--lanes', '1');
+    await lab.sh(`until [ -e ${point}/.dmfuse ]; do sleep 0.05; done`);
+    expect(running.stderr).toMatch(/no CAP_SYS_RESOURCE here/);
+    await lab.dmfuseOk('umount', point);
+  });
+}
+
+mountTest('what is in memory of the program stays there, and only that is locked', async (lab) => {
+  const { pid } = await lab.mount();
+  if ((OURS & (1n << 14n)) === 0n) return;
+  const kibibytes = Number.parseInt(field(`/proc/${pid}`, 'VmLck'), 10);
+  expect(kibibytes).toBeGreaterThan(20 << 10);
+  expect(kibibytes).toBeLessThan(400 << 10);
+});
