@@ -3,6 +3,7 @@ import { Command, type Option } from 'commander';
 import { bowCommands } from './commands/bow.js';
 import { cbtCommands } from './commands/cbt.js';
 import { cloneCommands } from './commands/clone.js';
+import { completionCommands } from './commands/completion.js';
 import { cowCommands } from './commands/cow.js';
 import { csumCommands } from './commands/csum.js';
 import { mapCommands } from './commands/map.js';
@@ -32,6 +33,7 @@ export function program(version: string): Command {
   snapshotCommands(dmfuse);
   cbtCommands(dmfuse);
   servicesCommands(dmfuse);
+  completionCommands(dmfuse);
   exitByThrowing(dmfuse);
   return dmfuse;
 }

@@ -2,6 +2,17 @@ import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect } from 'vitest';
 import { type Lab, mountTest, type Running, suspend, until } from './harness.js';
 
+const TARGET_COMMANDS = [
+  'rename',
+  'suspend',
+  'resume',
+  'message',
+  'table',
+  'deps',
+  'info',
+  'targets',
+  'wait',
+];
 const BOW_COMMANDS = ['restore', 'check', 'dump'];
 const CSUM_COMMANDS = ['format', 'check'];
 const COW_COMMANDS = ['create', 'commit', 'flatten', 'map'];
@@ -16,6 +27,8 @@ const COMMANDS = [
   'ls',
   'status',
   'umount',
+  ...TARGET_COMMANDS,
+  'map',
   'stats',
   'top',
   'bow',
@@ -31,6 +44,7 @@ const COMMANDS = [
   'cbt',
   ...CBT_COMMANDS.map((verb) => `cbt ${verb}`),
   'install-services',
+  'completion',
 ];
 
 async function image(lab: Lab, name = 'disk.img', size = '8M'): Promise<string> {

@@ -291,30 +291,7 @@ test('a request that is cut short at any byte: EINVAL, or nothing where not even
 });
 
 test('an unknown request is ENOSYS, INIT for the second time too', async () => {
-  const unknown = [
-    5,
-    6,
-    8,
-    10,
-    12,
-    13,
-    21,
-    22,
-    35,
-    37,
-    41,
-    44,
-    45,
-    47,
-    48,
-    49,
-    50,
-    51,
-    52,
-    53,
-    4096,
-    Opcode.INIT,
-  ];
+  const unknown = [5, 6, 8, 10, 13, 21, 22, 35, 37, 41, 44, 47, 48, 49, 50, 51, 52, 53, 4096, Opcode.INIT];
   const replies = await rig.exchange(
     unknown.map((opcode) => ({ opcode, node: 1, body: new Uint8Array(64) })),
   );
