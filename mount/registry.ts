@@ -45,8 +45,8 @@ export interface RegistryOptions {
   readonly savedFilters: SavedFilters | undefined;
   /** True while the kernel does I/O of target `id` itself. */
   readonly isPassedThrough: (id: number) => boolean;
-  /** The kernel is to ask anew for the attributes of a node, or for a name in the root. */
-  readonly attributesChanged: (node: number) => void;
+  /** The kernel is to ask anew for the attributes of a node, or for a name in the root; the former resolves when it will. */
+  readonly attributesChanged: (node: number) => Promise<void>;
   readonly nameGone: (name: string) => void;
 }
 
@@ -182,6 +182,7 @@ export class Registry {
 
   /** Throws ENODEV, EBUSY, and what a flush throws. */
   async suspend(slot: Slot): Promise<void> {
+    if (this.options.isPassedThrough(slot.id)) await this.releasesOf(slot.name);
     this.requireLive(slot);
     this.refuseChanging(slot);
     await this.change(slot, () => this.suspension.suspend(slot));
@@ -201,7 +202,9 @@ export class Registry {
 
   /** Throws EBUSY for what is suspended, or stands on what is. */
   refuseHeld({ id, name }: Slot): void {
-    if (this.suspension.holds(id)) throw new DmError('EBUSY', `${name}: suspended; resume it first`);
+    if (this.suspension.holds(id)) {
+      throw new DmError('EBUSY', `${name}: it, or what it stands on, is suspended; resume that first`);
+    }
   }
 
   isHeld({ id }: Slot): boolean {
@@ -233,26 +236,28 @@ export class Registry {
     slot.events.raise(`renamed from=${name} to=${newName}`);
   }
 
-  /** Says what `remove` does while `device` is open; `deferred` of one that is not open removes it. Throws EINVAL. */
+  /**
+   * Says what `remove` does while `device` is open; `deferred` of one that nobody uses removes it. Throws EINVAL, and what keeps it from
+   * being removed, whenever that may be; then nothing is deferred.
+   */
   async setRemoval(slot: Slot, text: string): Promise<void> {
     const removal = REMOVALS.find((known) => known === text);
     if (!removal)
       throw new DmError('EINVAL', `removal: expected one of ${REMOVALS.join(', ')}, found \`${text}\``);
+    const before = slot.removal;
     slot.removal = removal;
-    await this.removeIfDue(slot);
+    try {
+      await this.removeIfDue(slot);
+    } catch (error) {
+      slot.removal = before;
+      throw error;
+    }
   }
 
-  /** The last user has closed `device`: one whose removal was put off until then goes. */
-  async removeIfDue(slot: Slot): Promise<void> {
-    if (slot.removal !== 'deferred' || slot.opens > 0 || this.slots.get(slot.name) !== slot) return;
+  /** Somebody has closed `device`, or no longer stands on the target: one whose removal was put off until then goes. */
+  async onLessUse(slot: Slot): Promise<void> {
     // Refused: that is in its events, and the next close tries again.
-    await this.remove(slot.name).then(
-      () => this.options.nameGone(slot.name),
-      (error) =>
-        slot.events.raise(
-          `remove_refused errno=${errnoOf(error)} reason=${JSON.stringify(messageOf(error))}`,
-        ),
-    );
+    await this.removeIfDue(slot).catch((error) => this.raiseRefused(slot, error));
   }
 
   /**
@@ -260,44 +265,38 @@ export class Registry {
    * a flush throws that may work the next time.
    */
   async remove(name: string): Promise<Slot> {
-    if (this.slots.get(name)?.removal !== 'force') await this.releasesOf(name);
+    const asked = this.slots.get(name);
+    // By force it is not waited for, but where force does nothing.
+    if (asked?.removal !== 'force' || this.options.isPassedThrough(asked.id)) await this.releasesOf(name);
     const slot = this.slots.get(name);
     if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    const isForced = slot.removal === 'force';
-    this.refuseChanging(slot);
-    // Its last flush would go to what is suspended.
-    if (!slot.suspended) this.refuseHeld(slot);
-    if (slot.opens > 0 && (!isForced || this.options.isPassedThrough(slot.id))) {
-      const who = isForced
-        ? 'the kernel passes its I/O through, which nothing stops'
-        : 'its device file is open';
-      throw new DmError('EBUSY', `${slot.name}: ${who}`);
-    }
-    const user = this.backings.userOf(slot.id);
-    if (user) throw new DmError('EBUSY', `${slot.name}: ${this.byId(user.owner)?.name} stands on it`);
-    this.refuseInSnapshot(slot);
-    const { live } = slot;
-    let isFlushed = true;
+    let isFlushed: boolean;
     try {
-      live?.output.flush();
+      this.refuseRemoval(slot);
+      isFlushed = this.flushLast(slot);
     } catch (error) {
-      isFlushed = false;
-      if (!isForced && !this.cannotFlush(slot)) {
-        const reason = JSON.stringify(messageOf(error));
-        slot.events.raise(`remove_refused errno=${errnoOf(error)} reason=${reason}`);
-        throw error;
-      }
+      // Or the next rmdir, perhaps somebody else's, would be by force.
+      if (slot.removal === 'force') slot.removal = 'normal';
+      throw error;
     }
     // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
+    const { live } = slot;
     slot.live = undefined;
     slot.changing = true;
     if (live) await this.end(slot, live, isFlushed);
     this.options.announce({ kind: 'remove', id: slot.id });
     this.outputs.remove(slot.id);
+    const below = this.backings
+      .of(slot.id)
+      .flatMap((backing) => (backing.kind === 'target' ? backing.id : []));
     this.backings.release(slot.id);
     this.slots.delete(slot.name);
     this.slotsById.delete(slot.id);
     slot.events.close();
+    for (const id of new Set(below)) {
+      const lower = this.byId(id);
+      if (lower) void this.onLessUse(lower);
+    }
     return slot;
   }
 
@@ -345,6 +344,48 @@ export class Registry {
   /** Makes every completed write of every target durable: the errors of those that could not. */
   flushAll(): string[] {
     return textsOf(this.flushFailures());
+  }
+
+  private async removeIfDue(slot: Slot): Promise<void> {
+    const { id, name, removal, opens } = slot;
+    const isUsed = opens > 0 || this.backings.userOf(id) !== undefined;
+    if (removal !== 'deferred' || isUsed || this.slots.get(name) !== slot) return;
+    await this.remove(name);
+    this.options.nameGone(name);
+  }
+
+  /** Throws EBUSY for a target that cannot go now. */
+  private refuseRemoval(slot: Slot): void {
+    const { id, name, opens, removal } = slot;
+    this.refuseChanging(slot);
+    // Its last flush would go to what is suspended.
+    if (this.suspension.isHeldFromBelow(slot)) this.refuseHeld(slot);
+    const isForced = removal === 'force';
+    if (opens > 0 && (!isForced || this.options.isPassedThrough(id))) {
+      const who = isForced
+        ? 'the kernel passes its I/O through, which nothing stops'
+        : 'its device file is open';
+      throw new DmError('EBUSY', `${name}: ${who}`);
+    }
+    const user = this.backings.userOf(id);
+    if (user) throw new DmError('EBUSY', `${name}: ${this.byId(user.owner)?.name} stands on it`);
+    this.refuseInSnapshot(slot);
+  }
+
+  /** The flush before a removal: false where it failed and would fail for ever, or nobody minds. Throws what may work the next time. */
+  private flushLast(slot: Slot): boolean {
+    try {
+      slot.live?.output.flush();
+      return true;
+    } catch (error) {
+      if (slot.removal === 'force' || this.cannotFlush(slot)) return false;
+      this.raiseRefused(slot, error);
+      throw error;
+    }
+  }
+
+  private raiseRefused({ events }: Slot, error: unknown): void {
+    events.raise(`remove_refused errno=${errnoOf(error)} reason=${JSON.stringify(messageOf(error))}`);
   }
 
   /** Nothing uses the target any more, and what it has is closed but for its backings. */

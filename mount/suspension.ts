@@ -35,8 +35,8 @@ export interface SuspensionOptions {
   readonly settle: (id: number) => Promise<void>;
   readonly isPassedThrough: (id: number) => boolean;
   readonly isInSnapshot: (id: number) => boolean;
-  /** The kernel is to ask anew for the attributes of a node. */
-  readonly attributesChanged: (node: number) => void;
+  /** The kernel is to ask anew for the attributes of a node; resolves when it will. */
+  readonly attributesChanged: (node: number) => Promise<void>;
 }
 
 export class Suspension {
@@ -48,6 +48,13 @@ export class Suspension {
 
   holds(id: number): boolean {
     return this.held.has(id);
+  }
+
+  /** Whether a target that this one stands on is suspended. */
+  isHeldFromBelow(slot: Slot): boolean {
+    return this.options
+      .all()
+      .some((other) => other !== slot && other.suspended && this.standingOn(other).includes(slot));
   }
 
   /** Resolves when requests for slot `id` may be served; undefined: now. */
@@ -62,7 +69,16 @@ export class Suspension {
   /** Throws EBUSY where the kernel does the I/O itself, and what a flush throws; then nothing is held that was not before. */
   async suspend(slot: Slot): Promise<void> {
     if (slot.suspended) return;
-    const passed = this.standingOn(slot).find(({ id }) => this.options.isPassedThrough(id));
+    const standing = this.standingOn(slot);
+    // It would write its last to what is suspended.
+    const leaving = standing.find(({ live, changing }) => !live && changing);
+    if (leaving) {
+      throw new DmError(
+        'EBUSY',
+        `${slot.name}: ${leaving.name}, which stands on it, is being removed; try again`,
+      );
+    }
+    const passed = standing.find(({ id }) => this.options.isPassedThrough(id));
     if (passed) {
       throw new DmError(
         'EBUSY',
@@ -74,8 +90,8 @@ export class Suspension {
   }
 
   /**
-   * Serves what was held. Before, a target whose backings have grown becomes longer; one that is not suspended too. Throws what keeps
-   * it from growing, and has resumed it then.
+   * Serves what was held. Before, a target whose backings have grown becomes longer; one that is not suspended too, but none that stands
+   * on one that is. Throws what keeps it from growing, and has resumed it then.
    */
   async resume(slot: Slot): Promise<void> {
     // What the kernel passes through is not held meanwhile, and need not be: where it goes stays as it is.
@@ -153,11 +169,13 @@ export class Suspension {
     return [...found].sort((a, b) => loadedOf(b) - loadedOf(a));
   }
 
-  private canGrow({ id, live }: Slot): boolean {
+  private canGrow(slot: Slot): boolean {
     const { backings } = this.options;
     return (
-      live?.type.grow !== undefined &&
-      backings.of(id).some((backing) => backings.sizeOf(backing) > backing.size)
+      slot.live?.type.grow !== undefined &&
+      backings.of(slot.id).some((backing) => backings.sizeOf(backing) > backing.size) &&
+      // Growing may write.
+      !this.isHeldFromBelow(slot)
     );
   }
 
@@ -180,7 +198,8 @@ export class Suspension {
     backings.remeasure(id);
     this.replace(slot, live, descriptor);
     slot.events.raise(`grown sectors=${slot.live!.target.size / SECTOR_BYTES}`);
-    attributesChanged(deviceNode(id));
+    // Now: whoever resumed it looks at its size next.
+    await attributesChanged(deviceNode(id));
   }
 
   /** Every thread has another view from its next request on. Attendants hear of it when they are told of the target anew. */

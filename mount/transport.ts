@@ -105,8 +105,9 @@ export interface Service {
   settle(nodes: ReadonlySet<number>): Promise<void>;
   /** Requests for a node that are being served now. */
   inFlight(node: number): number;
-  /** The kernel is to ask anew for the attributes of a node, or for a name in the root. At once or in a second. */
-  attributesChanged(node: number): void;
+  /** The kernel asks anew for the attributes of a node when this resolves, or in a second. */
+  attributesChanged(node: number): Promise<void>;
+  /** The same for a name in the root, some time. */
   nameGone(name: string): void;
 }
 

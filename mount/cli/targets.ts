@@ -57,13 +57,14 @@ export async function remove(
   try {
     rmdirSync(folder);
   } catch (error) {
-    const isGone = options.deferred && errnoOf(error) === errnoOf({ code: 'ENOENT' });
+    const errno = errnoOf(error);
+    if (options.deferred && errno === errnoOf({ code: 'EBUSY' })) {
+      note(`${name} goes when its device is closed and nothing stands on it`);
+      done(options, { deferred: name });
+      return;
+    }
+    const isGone = options.deferred && errno === errnoOf({ code: 'ENOENT' });
     if (!isGone) {
-      if (options.deferred && isOpen(folder)) {
-        note(`${name} goes when its device is closed`);
-        done(options, { deferred: name });
-        return;
-      }
       throw explain(error, `remove ${name}`, {
         ENOENT: 'there is no target of that name',
         EBUSY: options.force
@@ -78,8 +79,9 @@ export async function remove(
 
 export function rename(mountArgument: string, name: string, newName: string, options: ActOptions): void {
   const mountPoint = requireMount(mountArgument);
+  const [from, to] = [requireTarget(mountPoint, name), targetFolder(mountPoint, newName)];
   try {
-    renameSync(requireTarget(mountPoint, name), targetFolder(mountPoint, newName));
+    renameSync(from, to);
   } catch (error) {
     throw explain(error, `rename ${name} to ${newName}`, {
       EEXIST: 'there is a target of that name',
@@ -122,13 +124,10 @@ function done({ json }: ActOptions, what: object): void {
   if (json) printJson(what);
 }
 
-function isOpen(folder: string): boolean {
-  return !/^open_count 0$/m.test(readControl(folder, 'info'));
-}
-
 /** The one table line of a text; `#` begins a comment line. */
 function tableFrom(argument: string | undefined): string {
-  if (argument !== undefined && /\s/.test(argument.trim())) return argument;
+  // One word is no table, and nothing is no file.
+  if (argument !== undefined && /^\s*$|\S\s+\S/.test(argument)) return argument;
   const source = argument === undefined || argument === '-' ? STDIN : argument;
   let text: string;
   try {

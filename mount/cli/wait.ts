@@ -2,7 +2,7 @@
 import { closeSync, constants, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { DmError } from '../../src/errors.js';
-import { explain, readControl, requireTarget } from './control.js';
+import { explain, requireTarget } from './control.js';
 import { parseEvent } from './event-line.js';
 import { requireMount } from './find-mount.js';
 import { printJson } from './output.js';
@@ -17,31 +17,54 @@ export function wait(
   { json }: { json: boolean },
 ): void {
   const folder = requireTarget(requireMount(mountArgument), name);
-  const after = eventNr ?? eventCount(folder);
-  const { line, number } = eventAfter(folder, after);
+  const { line, number } = eventAfter(folder, eventNr);
   if (json) printJson({ eventNr: number, ...parseEvent(line) });
   else process.stdout.write(`${line}\n`);
 }
 
-/** The last event there is, once there are more than `after`. */
-function eventAfter(folder: string, after: number): { line: string; number: number } {
+/** The last event there is, once there are more than `after`; undefined: than there are now. */
+function eventAfter(folder: string, after: number | undefined): { line: string; number: number } {
   const file = join(folder, 'events');
-  const polling = openEvents(file, constants.O_NONBLOCK);
+  const polling = new EventReader(openEvents(file, constants.O_NONBLOCK));
   const waiting = openEvents(file, 0);
   try {
-    let last = '';
-    for (;;) {
-      // Before the number is asked for: an event that comes in between is still in the stream.
-      last = drain(polling).at(-1) ?? last;
-      const number = eventCount(folder);
-      if (number > after && last !== '') return { line: last, number };
+    polling.drain();
+    const atLeast = after ?? polling.count;
+    for (; polling.count <= atLeast; polling.drain()) {
       if (readSync(waiting, Buffer.alloc(BUFFER_BYTES)) === 0) {
         throw new DmError('ENOENT', `${folder}: the target was removed`);
       }
     }
+    return { line: polling.last, number: polling.count };
   } finally {
-    closeSync(polling);
+    closeSync(polling.fd);
     closeSync(waiting);
+  }
+}
+
+/** Follows a stream of events, and counts those that were dropped before they could be read too. */
+class EventReader {
+  /** Events so far: the number of the last one. */
+  count = 0;
+  last = '';
+
+  constructor(readonly fd: number) {}
+
+  /** Takes all that can be read now. */
+  drain(): void {
+    const buffer = Buffer.alloc(BUFFER_BYTES);
+    let text = '';
+    try {
+      for (let length: number; (length = readSync(this.fd, buffer)) > 0; )
+        text += buffer.toString('utf8', 0, length);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+    }
+    for (const line of text.split('\n').filter(Boolean)) {
+      const lost = /^lost count=(\d+)$/.exec(line)?.[1];
+      this.count += lost === undefined ? 1 : Number(lost);
+      if (lost === undefined) this.last = line;
+    }
   }
 }
 
@@ -51,21 +74,4 @@ function openEvents(file: string, flags: number): number {
   } catch (error) {
     throw explain(error, file, {});
   }
-}
-
-/** The lines that can be read now. */
-function drain(fd: number): string[] {
-  const buffer = Buffer.alloc(BUFFER_BYTES);
-  let text = '';
-  try {
-    for (let length: number; (length = readSync(fd, buffer)) > 0; )
-      text += buffer.toString('utf8', 0, length);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
-  }
-  return text.split('\n').filter(Boolean);
-}
-
-function eventCount(folder: string): number {
-  return Number(/^event_nr (\d+)$/m.exec(readControl(folder, 'info'))![1]);
 }

@@ -41,7 +41,7 @@ export function openNativeTransport(options: TransportOptions): Transport {
         settle: async () => {},
         inFlight: () => 0,
         // libfuse 2 forgets by itself, after a second.
-        attributesChanged: () => {},
+        attributesChanged: async () => {},
         nameGone: () => {},
       };
     },

@@ -133,6 +133,10 @@ export class MainRequests {
         return EMPTY;
       case Opcode.IOCTL:
         throw new DmError('ENOTTY', 'no ioctl is known');
+      case Opcode.FALLOCATE:
+      case Opcode.LSEEK:
+        tree.sync(request.bodyU64(0));
+        throw new DmError('EOPNOTSUPP', 'not for a control file');
       default:
         throw new DmError('EOPNOTSUPP', 'not for a control file');
     }

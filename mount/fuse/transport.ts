@@ -42,7 +42,7 @@ export async function openKernelTransport(options: TransportOptions): Promise<Tr
       });
       // Asynchronous: the kernel may let it wait for requests that this thread has yet to answer. Nobody needs to know of an error:
       // what the kernel forgets now it would ask anew for in a second.
-      const notify = (bytes: Uint8Array) => write(fd, bytes, () => {});
+      const notify = (bytes: Uint8Array) => new Promise<void>((resolve) => write(fd, bytes, () => resolve()));
       return {
         announce(message) {
           devices.announce(message);
@@ -51,7 +51,7 @@ export async function openKernelTransport(options: TransportOptions): Promise<Tr
         settle: (nodes) => pool.settle(nodes),
         inFlight: (node) => pool.inFlight(node),
         attributesChanged: (node) => notify(encodeAttributesChanged(node)),
-        nameGone: (name) => notify(encodeNameGone(ROOT, name)),
+        nameGone: (name) => void notify(encodeNameGone(ROOT, name)),
       };
     },
   };

@@ -259,7 +259,7 @@ class TargetOutput implements OutputFile {
     } catch {
       // FLUSH has told the writer, or nobody is left to tell.
     }
-    void this.registry.removeIfDue(slot);
+    void this.registry.onLessUse(slot);
   }
 
   /**

@@ -225,7 +225,7 @@ export class Tree {
     }
   }
 
-  /** fsync(2) of what no lane serves. Throws EIO for a device that is gone. */
+  /** fsync(2), or another request that means nothing to a control file, of what no lane serves. Throws EIO for a device that is gone. */
   sync(handle: number): void {
     if (this.handle(handle).file?.device) throw new DmError('EIO', 'the device is gone');
   }

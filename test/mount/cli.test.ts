@@ -24,8 +24,17 @@ const COMMANDS = [
   'mount',
   'create',
   'remove',
+  'rename',
+  'suspend',
+  'resume',
+  'message',
   'ls',
   'status',
+  'table',
+  'deps',
+  'info',
+  'targets',
+  'wait',
   'umount',
   ...TARGET_COMMANDS,
   'map',
@@ -91,7 +100,15 @@ describe('what dmfuse says of itself', () => {
       [['mount', 'here', '--lanes', '0'], /^dmfuse: option '--lanes <N>' argument '0' is invalid/],
       [['mount', 'here', '--lanes', 'many'], /^dmfuse: option '--lanes <N>' argument 'many' is invalid/],
       [['mount', 'here', '--create'], /^dmfuse: option '--create <NAME TABLE>' argument missing/],
-      [['create', 'here', 'name'], /^dmfuse: missing required argument 'TABLE'/],
+      [['create', 'here'], /^dmfuse: missing required argument 'NAME'/],
+      [
+        ['remove', 'here', 'x', '--force', '--deferred'],
+        /^dmfuse: option '--force' cannot be used with option/,
+      ],
+      [['ls', 'here', '--tree', '-o', 'name'], /^dmfuse: option '--tree' cannot be used with option/],
+      [['message', 'here', 'x', '0'], /^dmfuse: missing required argument 'MESSAGE'/],
+      [['message', 'here', 'x', 'scrub', 'start'], /^dmfuse: command-argument value 'scrub' is invalid/],
+      [['wait', 'here', 'x', 'soon'], /^dmfuse: command-argument value 'soon' is invalid/],
       [['umount', 'here', 'there'], /^dmfuse: too many arguments/],
       [['bow', 'restore'], /^dmfuse: missing required argument 'IMAGE'/],
       [['cow'], /^Usage: dmfuse cow /],
@@ -273,9 +290,13 @@ describe('dmfuse create, remove, ls, status', () => {
     const file = await image(lab);
     await mount.create('first', `linear ${file} 0`);
     const refusals: [string, RegExp][] = [
-      ['frob', /there is no target type `frob`: known are linear, bow, csum, cow, clone$/],
+      ['frob 1', /there is no target type `frob`: known are linear, bow, csum, cow, clone$/],
       ['', /the table is empty: expected/],
-      ['linear', /linear needs a device and an offset/],
+      ['linear /dev/null', /linear needs a device and an offset/],
+      [
+        'linear',
+        /^create x: linear: no table line, and no file with one: no such file$|^linear: no table line/,
+      ],
       [`linear ${lab.path('none')} 0`, /none: no such file or device$/],
       [`linear ${lab.folder} 0`, /neither a regular file nor a block device$/],
       [`linear ${file} 0`, /disk.img: in use by another target of this mount$/],
@@ -308,7 +329,7 @@ describe('dmfuse create, remove, ls, status', () => {
     expect(await lab.refusal('create', folder, 'a', 'linear /dev/null 0')).toBe(noMount);
     expect(await lab.refusal('remove', folder, 'a')).toBe(noMount);
     const { point } = await lab.mount();
-    expect(await lab.refusal('status', point, 'a')).toBe('status a: there is no target of that name');
+    expect(await lab.refusal('status', point, 'a')).toBe(`a: there is no target of that name in ${point}`);
     expect(await lab.refusal('remove', point, 'a')).toBe('remove a: there is no target of that name');
   });
 });

@@ -30,7 +30,7 @@ export function inProcessMount(announce: (message: ToLane) => void = () => {}): 
     isInSnapshot: (id) => snapshots.holds(id),
     isPassedThrough: () => false,
     raise: (id, line) => (registry.byId(id)?.events ?? snapshots.eventsOf(id))?.raise(line),
-    attributesChanged: () => {},
+    attributesChanged: async () => {},
     nameGone: () => {},
     savedFilters: undefined,
   });

@@ -14,7 +14,7 @@ import {
   WRITE_IN_BYTES,
 } from '../../mount/fuse/wire.js';
 import { deviceNode } from '../../mount/tree/nodes.js';
-import { messageOf } from '../../src/errors.js';
+import { DmError, messageOf } from '../../src/errors.js';
 import { expectSameBytes, fuzz } from '../targets/harness.js';
 import { LaneRig, type Reply, type SentRequest } from './lane-rig.js';
 import { DISK_BYTES, scratchFolder, smallDisks } from './small-disks.js';
@@ -42,6 +42,10 @@ beforeAll(async () => {
     const node = deviceNode(slot.id);
     models.set(node, await readDevice(node));
   }
+  // One that is held answers nothing.
+  registry.suspend = async () => {
+    throw new DmError('EBUSY', 'not in this test');
+  };
   registry.add('empty');
   for (const { id, name } of registry.all()) {
     ids.push(id);

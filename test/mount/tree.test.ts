@@ -5,16 +5,20 @@ import { type Lab, mountTest } from './harness.js';
 /** The shell as somebody else (nobody). */
 const AS_NOBODY = 'setpriv --reuid=65534 --regid=65534 --clear-groups';
 
+/** Those that are there before a table is. */
+const FIRST_FILES = { events: 0o400, info: 0o400, removal: 0o600, status: 0o400, table: 0o600 };
+
 const COMMON_FILES = {
+  ...FIRST_FILES,
+  deps: 0o400,
   device: 0o600,
   discard: 0o200,
-  events: 0o400,
   filter: 0o600,
   latency: 0o400,
+  message: 0o200,
   size: 0o400,
   stats: 0o400,
-  status: 0o400,
-  table: 0o600,
+  suspended: 0o600,
 };
 
 /** Every target type, by the table it gets for a device and what it adds to the common files. */
@@ -57,7 +61,7 @@ for (const [type, { table, files }] of Object.entries(TARGETS)) {
     mountTest('are the owner`s alone', async (lab) => {
       const { point, path } = await lab.mount();
       await lab.sh(`mkdir ${path('x')}`);
-      expect(modes(path('x'))).toEqual({ events: 0o400, status: 0o400, table: 0o600 });
+      expect(modes(path('x'))).toEqual(FIRST_FILES);
       await lab.sh(`echo '${table(await image(lab))}' >${path('x/table')}`);
       expect(modes(path('x'))).toEqual({ ...COMMON_FILES, ...files });
       expect(statSync(point).mode & 0o7777).toBe(0o700);
@@ -193,7 +197,7 @@ describe('creating and removing', () => {
         expect(read('x/status')).toMatch(reason);
         expect(read('x/table')).toBe('');
         expect((await events('x')).at(-1)).toMatch(/^refused file=table errno=\d+ reason="/);
-        expect(readdirSync(path('x')).sort()).toEqual(['events', 'status', 'table']);
+        expect(readdirSync(path('x')).sort()).toEqual(Object.keys(FIRST_FILES));
       }
       await lab.sh(`echo 'linear ${file} 0' >${path('x/table')}`);
       expect(read('x/status')).toBe('0 8192 linear');
@@ -370,7 +374,10 @@ describe('the directory as a file system', () => {
     const attempts = [
       'ln -s target x/link',
       'ln x/device x/hard',
-      'mv x y',
+      'mv x x/y',
+      'mv snapshots y',
+      'mv .dmfuse y',
+      'mv x/status status',
       'mv x/device x/other',
       'rm x/device',
       'touch x/new',
@@ -381,7 +388,7 @@ describe('the directory as a file system', () => {
       "python3 -c \"import os; os.setxattr('x/device', 'user.a', b'b')\"",
       "python3 -c \"import os; os.getxattr('x/device', 'user.a')\"",
       'python3 -c "import os; os.listdir(\'x/device\')"',
-      "python3 -c \"import os; os.rename('x', 'y')\"",
+      "python3 -c \"import os; os.rename('x', '..')\"",
       'blockdev --getsize64 x/device',
       'readlink -e x/nothing',
     ];

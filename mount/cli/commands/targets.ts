@@ -23,7 +23,11 @@ export function targetsCommands(dmfuse: Command): void {
     .description('remove a target; refused while its device is open')
     .argument('<MNT>')
     .argument('<NAME>')
-    .addOption(new Option('--deferred', 'an open one goes when its device is closed').default(false))
+    .addOption(
+      new Option('--deferred', 'one in use goes when its device is closed and nothing stands on it').default(
+        false,
+      ),
+    )
     .addOption(
       new Option('--force', 'an open one too: whoever has it open gets EIO')
         .default(false)

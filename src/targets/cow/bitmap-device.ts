@@ -104,7 +104,7 @@ export function isZero(bytes: Uint8Array): boolean {
 }
 
 /** The first magic block at any of the places where one may be. */
-function findMagicBlock(device: BlockDevice): { at: number; storedLength: number } | undefined {
+export function findMagicBlock(device: BlockDevice): { at: number; storedLength: number } | undefined {
   let result: { at: number; storedLength: number } | undefined;
   const end = device.size - MAGIC_BLOCK_BYTES;
   const block = new Uint8Array(MAGIC_BLOCK_BYTES);

@@ -1,14 +1,16 @@
 /**
  * A stack that becomes longer, because its base has: up to where the base and the data device of its layer both reach.
  *
- * The bitmap keeps its length in the magic block, which moves with it (cow-L1). Growth is done in steps, each so short that the old
- * magic block stays behind the bits of the new length:
+ * The bitmap keeps its length in the magic block, which moves with it (cow-L1). First all is zeroed that will be bits, or lies between
+ * the old magic block and the last new one; flush. Then growth is done in steps, each so short that the old magic block stays behind
+ * the bits of the new length:
  *
- *   1  zero what lies between the bits of the old length and the new magic block, but for the old one; write the new one; flush
+ *   1  write the new magic block; flush
  *   2  zero the old one; flush
  *
  * So at every instant the bitmap is one of the old length of a step or of the new (cow-I6): a stack that the power leaves between two
- * steps opens with the length of its bitmap, which a refusal names, and grows on from there.
+ * steps is refused at its new length, and opens with the LENGTH of its bitmap, which the refusal names. With its base cut to that
+ * length it ends where the base does, and can grow on.
  *
  * Frozen layers have bitmaps of the old length, and are never written (cow-I1): a stack with some cannot grow.
  */
@@ -20,9 +22,11 @@ import {
   bitmapLayout,
   encodeMagicBlock,
   MAGIC_BLOCK_BYTES,
+  stackLengths,
 } from '../../formats/cow-bitmap.js';
 import { SECTOR_BYTES } from '../../units.js';
 import type { Backing, GrowContext } from '../target.js';
+import { findMagicBlock } from './bitmap-device.js';
 import { createBits, loadBits } from './bits.js';
 import { type CowDescriptor, createShared, type Member } from './state.js';
 
@@ -64,21 +68,30 @@ export function growStack(descriptor: CowDescriptor, context: GrowContext): CowD
 
 /** Makes the bitmap of a stack of `from` sectors that of one of `to`. The device has room for it. */
 export function growBitmap(device: BlockDevice, from: number, to: number): void {
+  const start = lengthOf(device, from, to);
+  const { magicOffset } = bitmapLayout(start);
   clearLastByte(device, from);
-  for (let at = from; at < to; ) {
+  zero(device, bitmapLayout(from).bitsBytes, magicOffset);
+  zero(device, magicOffset + MAGIC_BLOCK_BYTES, bitmapLayout(to).magicOffset);
+  device.flush();
+  for (let at = start; at < to; ) {
     const next = Math.min(to, furthest(bitmapLayout(at)));
     step(device, bitmapLayout(at), bitmapLayout(next));
     at = next;
   }
 }
 
+/** The length that the bitmap has: `from`, or more where an error has ended an earlier attempt between two steps. */
+function lengthOf(device: BlockDevice, from: number, to: number): number {
+  const { storedLength } = findMagicBlock(device) ?? bitmapLayout(from);
+  const { least, most } = stackLengths(storedLength);
+  return least <= from && from <= most ? from : Math.min(most, to);
+}
+
 function step(device: BlockDevice, old: BitmapLayout, next: BitmapLayout): void {
-  const moves = old.magicOffset !== next.magicOffset;
-  zero(device, old.bitsBytes, old.magicOffset);
-  if (moves) zero(device, old.magicOffset + MAGIC_BLOCK_BYTES, next.magicOffset);
   device.write(next.magicOffset, encodeMagicBlock(next));
   device.flush();
-  if (!moves) return;
+  if (old.magicOffset === next.magicOffset) return;
   zero(device, old.magicOffset, old.magicOffset + MAGIC_BLOCK_BYTES);
   device.flush();
 }
