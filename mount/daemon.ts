@@ -148,6 +148,8 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     );
     throw error;
   }
+  // Once whoever waits for the mount has been told.
+  setImmediate(() => service.startSpares());
   return { ended };
 }
 

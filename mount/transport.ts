@@ -103,6 +103,8 @@ export interface Service {
   announce(message: ToLane): void;
   /** Resolves when every request for one of `nodes` has been served that was under way at the call. */
   settle(nodes: ReadonlySet<number>): Promise<void>;
+  /** The mount answers: whatever else is needed may start. */
+  startSpares(): void;
   /** Requests for a node that are being served now. */
   inFlight(node: number): number;
   /** The kernel asks anew for the attributes of a node when this resolves, or in a second. */

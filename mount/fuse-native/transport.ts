@@ -40,6 +40,7 @@ export function openNativeTransport(options: TransportOptions): Transport {
         // A request is served in one go on this very thread: none is ever under way here.
         settle: async () => {},
         inFlight: () => 0,
+        startSpares: () => {},
         // libfuse 2 forgets by itself, after a second.
         attributesChanged: async () => {},
         nameGone: () => {},

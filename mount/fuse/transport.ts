@@ -48,6 +48,7 @@ export async function openKernelTransport(options: TransportOptions): Promise<Tr
           devices.announce(message);
           pool.announce(message);
         },
+        startSpares: () => pool.startSpares(),
         settle: (nodes) => pool.settle(nodes),
         inFlight: (node) => pool.inFlight(node),
         attributesChanged: (node) => notify(encodeAttributesChanged(node)),

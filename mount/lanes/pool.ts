@@ -26,12 +26,29 @@ export class LanePool {
   );
   private readonly crew: Int32Array;
   private readonly ports: MessagePort[] = [];
+  /** The other ends of those whose lane is yet to be started; what it is told meanwhile waits in them. */
+  private readonly spare: MessagePort[] = [];
+  private readonly regulars: number;
+  private nextLane = 0;
   private running = 0;
 
-  constructor(options: LanePoolOptions) {
-    const crew = new SharedArrayBuffer(Crew.words(options.lanes) * Int32Array.BYTES_PER_ELEMENT);
-    this.crew = new Int32Array(crew);
-    for (let lane = 0; lane < options.lanes; lane++) this.start(lane, crew, options);
+  /** Starts those that always serve. */
+  constructor(private readonly options: LanePoolOptions) {
+    const { lanes } = options;
+    this.crew = new Int32Array(new SharedArrayBuffer(Crew.words(lanes) * Int32Array.BYTES_PER_ELEMENT));
+    this.regulars = Math.max(1, Math.min(lanes, availableParallelism() >> 1));
+    for (let lane = 0; lane < lanes; lane++) {
+      const { port1, port2 } = new MessageChannel();
+      port1.unref();
+      this.ports.push(port1);
+      this.spare.push(port2);
+    }
+    this.start(this.regulars);
+  }
+
+  /** Starts those that serve when others are held up: a tenth of a second of processor each, which no mount needs to wait for. */
+  startSpares(): void {
+    if (this.running > 0) this.start(this.spare.length);
   }
 
   /** Tells every lane; when this returns, none serves another request before it has heard. */
@@ -62,29 +79,27 @@ export class LanePool {
     return this.ports.filter(isServing).length;
   }
 
-  private start(lane: number, crew: SharedArrayBuffer, options: LanePoolOptions): void {
-    const { port1, port2 } = new MessageChannel();
+  private start(count: number): void {
+    for (const port of this.spare.splice(0, count)) this.startLane(this.nextLane++, port);
+  }
+
+  private startLane(lane: number, port: MessagePort): void {
+    const { options } = this;
     const workerData: LaneData = {
-      fuseFd: options.fuseFd,
-      lane,
+      ...{ lane, port, fuseFd: options.fuseFd, debug: options.debug, regulars: this.regulars },
       control: this.control.buffer as SharedArrayBuffer,
-      crew,
-      regulars: Math.max(1, Math.min(options.lanes, availableParallelism() >> 1)),
-      port: port2,
-      debug: options.debug,
+      crew: this.crew.buffer as SharedArrayBuffer,
     };
     const worker = new Worker(new URL('./lane.js', import.meta.url), {
       workerData,
-      transferList: [port2],
+      transferList: [port],
       resourceLimits: { maxYoungGenerationSizeMb: YOUNG_MEBIBYTES },
     });
-    this.ports.push(port1);
-    port1.unref();
     this.running++;
     worker.on('message', options.onMessage);
     worker.on('error', options.onFailure);
     worker.on('exit', () => {
-      port1.close();
+      this.ports[lane]!.close();
       if (--this.running === 0) options.onEnd();
     });
   }
