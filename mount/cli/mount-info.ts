@@ -1,4 +1,4 @@
-/** /proc/self/mountinfo: what is mounted where, as this process sees it. */
+/** /proc/self/mountinfo: what is mounted where, in a process's mount namespace. */
 import { readFileSync } from 'node:fs';
 
 export interface MountInfo {
@@ -12,8 +12,9 @@ export interface MountInfo {
   readonly isReadOnly: boolean;
 }
 
-export function readMountInfo(): MountInfo[] {
-  return readFileSync('/proc/self/mountinfo', 'utf8')
+/** As a process sees it, this one by default. Throws where it has ended or is not ours to look at. */
+export function readMountInfo(pid: string | number = 'self'): MountInfo[] {
+  return readFileSync(`/proc/${pid}/mountinfo`, 'utf8')
     .split('\n')
     .filter(Boolean)
     .map((line) => {

@@ -5,12 +5,18 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, errnoOf } from '../../src/errors.js';
 import { unmount } from '../fuse/connection.js';
 import { requireMount } from './find-mount.js';
+import { readMountInfo } from './mount-info.js';
+import { note } from './output.js';
 
 const POLL_MS = 10;
+/** How long a daemon may take to end before it is said what it may wait for. */
+const PATIENCE_MS = 3000;
+const PROCESSES_SHOWN = 5;
 
 export async function umount(mountArgument: string): Promise<void> {
   const mountPoint = requireMount(mountArgument);
   const daemon = daemonPid(mountPoint);
+  const device = readMountInfo().find((mount) => mount.mountPoint === mountPoint)?.device;
   const users = usersOf(mountPoint);
   if (users.length > 0) throw new DmError('EBUSY', `${mountPoint}: in use: ${users.join('; ')}`);
   try {
@@ -19,7 +25,27 @@ export async function umount(mountArgument: string): Promise<void> {
     const busy = errnoOf(error) === errnoOf({ code: 'EBUSY' });
     throw busy ? new DmError('EBUSY', `${mountPoint}: in use: fuser -vm ${mountPoint} tells by whom`) : error;
   }
-  while (daemon !== undefined && isAlive(daemon)) await sleep(POLL_MS);
+  if (daemon === undefined) return;
+  const patience = setTimeout(() => note(stillServed(mountPoint, daemon, device)), PATIENCE_MS);
+  while (isAlive(daemon)) await sleep(POLL_MS);
+  clearTimeout(patience);
+}
+
+/** Why the daemon of a mount that is gone here may go on: the mount is in other mount namespaces too (containers, services). */
+function stillServed(mountPoint: string, daemon: number, device: string | undefined): string {
+  const others = processes().filter((pid) => {
+    try {
+      return readMountInfo(pid).some((mount) => mount.device === device);
+    } catch {
+      return false;
+    }
+  });
+  const who = others.slice(0, PROCESSES_SHOWN).map((pid) => `${pid} (${processName(pid)})`);
+  const why =
+    others.length > 0
+      ? `other mount namespaces have it too, as that of process ${who.join(', ')}; it ends when they unmount it`
+      : 'it is flushing, or waits for a disk';
+  return `${mountPoint} is gone here, and its daemon, process ${daemon}, still runs: ${why}`;
 }
 
 /** Who serves the mount; undefined when he is dead. */
@@ -55,7 +81,7 @@ export function loopsOn(mountPoint: string): { device: string; file: string }[] 
 /** `FILE by WHOM`, for each file of the mount that is open or somebody's working directory. */
 function usersOf(mountPoint: string): string[] {
   const users = loopsOn(mountPoint).map(({ device, file }) => `${file} by ${device} (losetup -d)`);
-  for (const pid of readdirSync('/proc').filter((entry) => /^\d+$/.test(entry))) {
+  for (const pid of processes()) {
     for (const path of openFiles(pid).filter((open) => isInside(open, mountPoint))) {
       users.push(`${path} by process ${pid} (${processName(pid)})`);
     }
@@ -65,6 +91,10 @@ function usersOf(mountPoint: string): string[] {
 
 function isInside(path: string, mountPoint: string): boolean {
   return path === mountPoint || path.startsWith(`${mountPoint}/`);
+}
+
+function processes(): string[] {
+  return readdirSync('/proc').filter((entry) => /^\d+$/.test(entry));
 }
 
 function openFiles(pid: string): string[] {
