@@ -56,7 +56,7 @@ export interface DaemonOptions {
 export async function startDaemon(options: DaemonOptions): Promise<{ ended: Promise<number> }> {
   const { mountPoint, log } = options;
   const transport = await openTransport(options);
-  const { lanes } = transport;
+  const { statRows } = transport;
   const isSafe = markIoFlusher() && lowerOomScore();
   if (!isSafe && process.getuid!() === 0) log(UNSAFE_UNDER_PRESSURE);
 
@@ -77,7 +77,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   const registry: Registry = new Registry({
     mountPoint,
     mountDevice,
-    lanes,
+    statRows,
     deviceNode,
     announce,
     attend: (device, target) => attendance.attend(device, target),
@@ -93,7 +93,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
     raise,
     savedFilters: options.stateDir === undefined ? undefined : new SavedFilters(options.stateDir),
   });
-  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes, announce });
+  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, statRows, announce });
   const inFlight = (node: number) => service.inFlight(node);
   const rootFolder = targetsFolder({ registry, passthrough, snapshots, inFlight });
   const tree = new Tree({

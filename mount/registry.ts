@@ -25,7 +25,8 @@ import { SNAPSHOTS } from './tree/folder.js';
 export interface RegistryOptions {
   readonly mountPoint: string;
   readonly mountDevice: () => Promise<number>;
-  readonly lanes: number; // threads that count I/O are these and main
+  /** Threads that count I/O. */
+  readonly statRows: number;
   /** Node id of the `device` file of slot `id`. */
   readonly deviceNode: (id: number) => number;
   /** Tells every lane, before it returns. */
@@ -485,7 +486,7 @@ export class Registry {
       node: this.options.deviceNode(slot.id),
       typeName: type.name,
       descriptor,
-      stats: createStats(this.options.lanes + 1),
+      stats: createStats(this.options.statRows),
     };
     const output = this.outputs.addTarget(device);
     const { target } = output;

@@ -34,7 +34,8 @@ const PARAMS = 'params';
 
 export interface SnapshotsOptions {
   readonly registry: Registry;
-  readonly lanes: number;
+  /** Threads that count I/O. */
+  readonly statRows: number;
   readonly announce: (message: ToLane) => void;
 }
 
@@ -187,7 +188,7 @@ export class MountedSnapshots {
     const { id, originId, descriptor } = image;
     const node = fileNode(imagesFolder.id, images.push(image) - 1);
     this.nodes.set(id, node);
-    const stats = createStats(this.options.lanes);
+    const stats = createStats(this.options.statRows);
     this.options.announce({ kind: 'add', device: { kind: 'image', id, node, originId, descriptor, stats } });
   }
 

@@ -115,8 +115,8 @@ export interface Service {
 
 export interface Transport {
   readonly facts: TransportFacts;
-  /** Rows of statistics that it needs. */
-  readonly lanes: number;
+  /** Threads that count I/O: rows of every device's statistics. */
+  readonly statRows: number;
   readonly backingIds: BackingIds | undefined;
   /** Throws where it cannot mount. */
   start(served: Served): Promise<Service>;

@@ -24,7 +24,7 @@ export function openNativeTransport(options: TransportOptions): Transport {
   const FuseNative = loadFuseNative();
   return {
     facts: factsOf('fuse-native', { passthrough: false }),
-    lanes: 1,
+    statRows: 1,
     backingIds: undefined,
     async start(served) {
       const devices = new MainDevices(served.outputOf, 0);

@@ -15,7 +15,8 @@ export async function openKernelTransport(options: TransportOptions): Promise<Tr
   const { fd, passthrough } = await connect(options.mountPoint, options);
   return {
     facts: factsOf(process.getuid!() === 0 ? 'kernel' : 'fusermount3', { passthrough }),
-    lanes: options.lanes,
+    // The last one is main's, for what lanes hand over.
+    statRows: options.lanes + 1,
     backingIds: passthrough
       ? { open: (fileFd) => openBacking(fd, fileFd), close: (backingId) => closeBacking(fd, backingId) }
       : undefined,

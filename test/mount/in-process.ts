@@ -20,7 +20,7 @@ export function inProcessMount(announce: (message: ToLane) => void = () => {}): 
   const registry: Registry = new Registry({
     mountPoint: '/nowhere',
     mountDevice: async () => -1,
-    lanes: 1,
+    statRows: 1,
     deviceNode,
     announce,
     attend: () => {},
@@ -34,7 +34,7 @@ export function inProcessMount(announce: (message: ToLane) => void = () => {}): 
     nameGone: () => {},
     savedFilters: undefined,
   });
-  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, lanes: 1, announce });
+  const snapshots: MountedSnapshots = new MountedSnapshots({ registry, statRows: 1, announce });
   const root = targetsFolder({
     ...{ registry, snapshots, passthrough: new Passthrough(undefined) },
     inFlight: () => 0,
