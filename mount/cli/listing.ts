@@ -125,11 +125,19 @@ export function status(mountArgument: string, name: string | undefined, { json }
   printLines(targets, name, (target) => target.read('status'));
 }
 
+/** Of all targets it is a mount file: `NAME: TABLE` lines, and `NAME: filter FILTER` where one has a filter. */
 export function table(mountArgument: string, name: string | undefined, { json }: ListOptions): void {
-  const targets = targetsOf(mountArgument, name).filter(({ isLive }) => isLive);
-  if (json)
-    printJson({ targets: targets.map((target) => ({ name: target.name, table: target.read('table') })) });
-  else printLines(targets, name, (target) => target.read('table'));
+  const targets = targetsOf(mountArgument, name)
+    .filter(({ isLive }) => isLive)
+    .map((target) => ({ name: target.name, table: target.read('table'), filter: target.read('filter') }));
+  if (json) {
+    printJson({ targets });
+    return;
+  }
+  for (const { name: each, table: line, filter } of targets) {
+    process.stdout.write(name === undefined ? `${each}: ${line}\n` : `${line}\n`);
+    if (name === undefined && filter !== 'none') process.stdout.write(`${each}: filter ${filter}\n`);
+  }
 }
 
 export function deps(mountArgument: string, name: string | undefined, { json }: ListOptions): void {

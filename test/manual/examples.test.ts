@@ -27,6 +27,12 @@ const CASES: Readonly<Record<string, readonly ExampleCase[]>> = {
   'README.md: Work on a copy while it is being copied': [
     { check: 'dmfuse clone check /img/meta; cmp /img/copy.img /img/remote.img' },
   ],
+  'README.md: A disk that grows while it is in use': [
+    {
+      before: [[/^losetup -c/, '[[ $(cat /mnt/dm/data/size) == $(($(stat -c %s /img/disk.img) / 512)) ]]']],
+      check: 'e2fsck -fn /img/disk.img',
+    },
+  ],
   'README.md: Backups: snapshots with changed-block tracking': [
     {
       before: [[/^dmfuse snapshot run .* bash /, 'work /srv']],
@@ -59,6 +65,7 @@ const NOT_RUN: Readonly<Record<string, string>> = {
   'README.md: See it work': 'scripts/demo and scripts/test: this is a test of theirs',
   'README.md: Commands': 'a list, no commands: documented.test.ts holds it against the program',
   'README.md: Tables': 'a grammar',
+  'README.md: At boot': 'no systemd in a test; services.test.ts does each of these things',
   'README.md: How fast': 'a benchmark of minutes, with a test of its own',
   'README.md: How it works': 'the folders of the source',
 };
