@@ -5,7 +5,7 @@
  * with rmdir. Tables load one after the other: a claim on a backing is decided before the next one asks.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DmError, errnoOf, messageOf } from '../src/errors.js';
+import { DmError, messageOf } from '../src/errors.js';
 import type { FilterType } from '../src/filters/filter.js';
 import { filterType } from '../src/filters/index.js';
 import { parseTableLine, splitWords } from '../src/table.js';
@@ -16,8 +16,9 @@ import { Filters } from './filters.js';
 import type { DeviceDescription, FilterDescription, TargetDescription, ToLane } from './lanes/protocol.js';
 import { createStats } from './lanes/stats.js';
 import { type Output, Outputs } from './outputs.js';
+import { close, Removals } from './removal.js';
 import { Identity, type SavedFilters } from './saved-filters.js';
-import { type LiveTarget, REMOVALS, type Slot } from './slot.js';
+import type { LiveTarget, Slot } from './slot.js';
 import { Suspension } from './suspension.js';
 import { EventLog } from './tree/events.js';
 import { SNAPSHOTS } from './tree/folder.js';
@@ -62,6 +63,7 @@ export class Registry {
   private readonly outputs: Outputs;
   private readonly filters: Filters;
   private readonly suspension: Suspension;
+  private readonly removals: Removals;
   private lastId = 0;
   private lastLoaded = 0;
   private lastChange: Promise<void> = Promise.resolve();
@@ -89,6 +91,23 @@ export class Registry {
       byId: (id) => this.byId(id),
       all: () => this.all(),
       settle: (id) => this.settle([id]),
+    });
+    this.removals = new Removals({
+      ...options,
+      ...{ outputs, backings, filters: this.filters, suspension: this.suspension },
+      byName: (name) => this.slots.get(name),
+      byId: (id) => this.byId(id),
+      all: () => this.all(),
+      forget: (slot) => {
+        this.slots.delete(slot.name);
+        this.slotsById.delete(slot.id);
+      },
+      settle: (id) => this.settle([id]),
+      releasesOf: (name) => this.releasesOf(name),
+      requireAtRest: (slot) => {
+        this.refuseChanging(slot);
+        this.refuseInSnapshot(slot);
+      },
     });
   }
 
@@ -202,10 +221,8 @@ export class Registry {
   }
 
   /** Throws EBUSY for what is suspended, or stands on what is. */
-  refuseHeld({ id, name }: Slot): void {
-    if (this.suspension.holds(id)) {
-      throw new DmError('EBUSY', `${name}: it, or what it stands on, is suspended; resume that first`);
-    }
+  refuseHeld(slot: Slot): void {
+    this.suspension.refuseHeld(slot);
   }
 
   isHeld({ id }: Slot): boolean {
@@ -237,68 +254,25 @@ export class Registry {
     slot.events.raise(`renamed from=${name} to=${newName}`);
   }
 
-  /**
-   * Says what `remove` does while `device` is open; `deferred` of one that nobody uses removes it. Throws EINVAL, and what keeps it from
-   * being removed, whenever that may be; then nothing is deferred.
-   */
+  /** As Removals. */
   async setRemoval(slot: Slot, text: string): Promise<void> {
-    const removal = REMOVALS.find((known) => known === text);
-    if (!removal)
-      throw new DmError('EINVAL', `removal: expected one of ${REMOVALS.join(', ')}, found \`${text}\``);
-    const before = slot.removal;
-    slot.removal = removal;
-    try {
-      await this.removeIfDue(slot);
-    } catch (error) {
-      slot.removal = before;
-      throw error;
-    }
+    await this.removals.set(slot, text);
   }
 
-  /** Somebody has closed `device`, or no longer stands on the target: one whose removal was put off until then goes. */
   async onLessUse(slot: Slot): Promise<void> {
-    // Refused: that is in its events, and the next close tries again.
-    await this.removeIfDue(slot).catch((error) => this.raiseRefused(slot, error));
+    await this.removals.onLessUse(slot);
   }
 
-  /**
-   * rmdir. Throws ENOENT, EBUSY while `device` is open (unless its removal is forced) or another target stands on this one, and what
-   * a flush throws that may work the next time.
-   */
   async remove(name: string): Promise<Slot> {
-    const asked = this.slots.get(name);
-    // By force it is not waited for, but where force does nothing.
-    if (asked?.removal !== 'force' || this.options.isPassedThrough(asked.id)) await this.releasesOf(name);
-    const slot = this.slots.get(name);
-    if (!slot) throw new DmError('ENOENT', `${name}: no such target`);
-    let isFlushed: boolean;
-    try {
-      this.refuseRemoval(slot);
-      isFlushed = this.flushLast(slot);
-    } catch (error) {
-      // Or the next rmdir, perhaps somebody else's, would be by force.
-      if (slot.removal === 'force') slot.removal = 'normal';
-      throw error;
-    }
-    // Before the wait: nobody opens it meanwhile, or makes a new one in its place.
-    const { live } = slot;
-    slot.live = undefined;
-    slot.changing = true;
-    if (live) await this.end(slot, live, isFlushed);
-    this.options.announce({ kind: 'remove', id: slot.id });
-    this.outputs.remove(slot.id);
-    const below = this.backings
-      .of(slot.id)
-      .flatMap((backing) => (backing.kind === 'target' ? backing.id : []));
-    this.backings.release(slot.id);
-    this.slots.delete(slot.name);
-    this.slotsById.delete(slot.id);
-    slot.events.close();
-    for (const id of new Set(below)) {
-      const lower = this.byId(id);
-      if (lower) void this.onLessUse(lower);
-    }
-    return slot;
+    return await this.removals.remove(name);
+  }
+
+  async close(): Promise<string[]> {
+    return await this.removals.closeAll();
+  }
+
+  flushAll(): string[] {
+    return this.removals.flushAll();
   }
 
   /** Main's own view of what is announced. Throws ENXIO where it is gone, or what an image is of. */
@@ -326,113 +300,6 @@ export class Registry {
   /** The access that another target has to this one; a user's writes past it would pull the rug from under it. */
   claimOn(slot: Slot): 'read' | 'write' | undefined {
     return this.backings.userOf(slot.id)?.access;
-  }
-
-  /** The mount is gone: as `flushAll`, and every target is closed. */
-  async close(): Promise<string[]> {
-    const slots = this.all().filter(({ live }) => live);
-    await Promise.all(slots.map(({ id }) => this.options.dismiss(id)));
-    const failures = this.flushFailures();
-    // Those that stand on others first.
-    for (const { live } of slots.sort((a, b) => b.live!.loaded - a.live!.loaded)) close(live!);
-    for (const slot of slots) {
-      if (failures.has(slot)) continue;
-      await this.filters.save(slot, slot.live!).catch((error) => failures.set(slot, notSaved(error)));
-    }
-    return textsOf(failures);
-  }
-
-  /** Makes every completed write of every target durable: the errors of those that could not. */
-  flushAll(): string[] {
-    return textsOf(this.flushFailures());
-  }
-
-  private async removeIfDue(slot: Slot): Promise<void> {
-    const { id, name, removal, opens } = slot;
-    const isUsed = opens > 0 || this.backings.userOf(id) !== undefined;
-    if (removal !== 'deferred' || isUsed || this.slots.get(name) !== slot) return;
-    await this.remove(name);
-    this.options.nameGone(name);
-  }
-
-  /** Throws EBUSY for a target that cannot go now. */
-  private refuseRemoval(slot: Slot): void {
-    const { id, name, opens, removal } = slot;
-    this.refuseChanging(slot);
-    // Its last flush would go to what is suspended.
-    if (this.suspension.isHeldFromBelow(slot)) this.refuseHeld(slot);
-    const isForced = removal === 'force';
-    if (opens > 0 && (!isForced || this.options.isPassedThrough(id))) {
-      const who = isForced
-        ? 'the kernel passes its I/O through, which nothing stops'
-        : 'its device file is open';
-      throw new DmError('EBUSY', `${name}: ${who}`);
-    }
-    const user = this.backings.userOf(id);
-    if (user) throw new DmError('EBUSY', `${name}: ${this.byId(user.owner)?.name} stands on it`);
-    this.refuseInSnapshot(slot);
-  }
-
-  /** The flush before a removal: false where it failed and would fail for ever, or nobody minds. Throws what may work the next time. */
-  private flushLast(slot: Slot): boolean {
-    try {
-      slot.live?.output.flush();
-      return true;
-    } catch (error) {
-      if (slot.removal === 'force' || this.cannotFlush(slot)) return false;
-      this.raiseRefused(slot, error);
-      throw error;
-    }
-  }
-
-  private raiseRefused({ events }: Slot, error: unknown): void {
-    events.raise(`remove_refused errno=${errnoOf(error)} reason=${JSON.stringify(messageOf(error))}`);
-  }
-
-  /** Nothing uses the target any more, and what it has is closed but for its backings. */
-  private async end(slot: Slot, live: LiveTarget, isFlushed: boolean): Promise<void> {
-    if (slot.opens > 0) {
-      // By force. Requests that come from now on fail, and those that were held with them.
-      this.options.announce({ kind: 'remove', id: slot.id });
-      await this.settle([slot.id]);
-    }
-    if (slot.suspended) this.suspension.resumeAll([slot]);
-    await this.options.dismiss(slot.id);
-    if (slot.opens > 0) {
-      try {
-        live.output.flush();
-      } catch {
-        isFlushed = false;
-      }
-    }
-    close(live);
-    if (isFlushed) {
-      await this.filters.save(slot, live).catch((error) => slot.events.raise(notSaved(error)));
-    }
-    if (live.filter) this.backings.release(live.filter.owner);
-  }
-
-  private flushFailures(): Map<Slot, string> {
-    const failures = new Map<Slot, string>();
-    for (const slot of this.slots.values()) {
-      try {
-        slot.live?.output.flush();
-      } catch (error) {
-        failures.set(slot, messageOf(error));
-      }
-    }
-    return failures;
-  }
-
-  /** A target whose flushes are lost, or that writes to such a one. */
-  private cannotFlush({ id, live }: Slot): boolean {
-    return (
-      live?.target.cannotFlush?.() === true ||
-      this.all().some((below) => {
-        const user = this.backings.userOf(below.id);
-        return user?.owner === id && user.access === 'write' && this.cannotFlush(below);
-      })
-    );
   }
 
   /**
@@ -543,7 +410,11 @@ export class Registry {
   /** Throws EEXIST, EINVAL for what cannot be the name of a new target. */
   private requireFree(name: string): void {
     if (this.slots.has(name)) throw new DmError('EEXIST', `${name}: exists`);
-    if (!/^[^\s/@.][^\s/]*$/.test(name) || Buffer.byteLength(name) > NAME_BYTES_MAX || name === SNAPSHOTS) {
+    if (
+      !/^[^\s/@.\p{Cc}][^\s/\p{Cc}]*$/u.test(name) ||
+      Buffer.byteLength(name) > NAME_BYTES_MAX ||
+      name === SNAPSHOTS
+    ) {
       throw new DmError(
         'EINVAL',
         `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${SNAPSHOTS}`,
@@ -563,24 +434,5 @@ export class Registry {
   private refuseInSnapshot({ id, name }: Slot): void {
     if (!this.options.isInSnapshot(id)) return;
     throw new DmError('EBUSY', `${name}: in a snapshot; destroy that first (rmdir snapshots/…)`);
-  }
-}
-
-function textsOf(failures: ReadonlyMap<Slot, string>): string[] {
-  return [...failures].map(([{ name }, text]) => `${name}: ${text}`);
-}
-
-function notSaved(error: unknown): string {
-  return `tracking_not_saved reason=${JSON.stringify(messageOf(error))}`;
-}
-
-/** No request will come any more. */
-function close({ target, filter }: LiveTarget): void {
-  for (const part of [filter?.view, target]) {
-    try {
-      part?.close?.();
-    } catch {
-      // The next start has more to do, and does it.
-    }
   }
 }

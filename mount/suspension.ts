@@ -50,6 +50,13 @@ export class Suspension {
     return this.held.has(id);
   }
 
+  /** Throws EBUSY for what is suspended, or stands on what is. */
+  refuseHeld({ id, name }: Slot): void {
+    if (this.holds(id)) {
+      throw new DmError('EBUSY', `${name}: it, or what it stands on, is suspended; resume that first`);
+    }
+  }
+
   /** Whether a target that this one stands on is suspended. */
   isHeldFromBelow(slot: Slot): boolean {
     return this.options

@@ -9,11 +9,16 @@ import { exitNow } from '../exit-now.js';
 import { say } from './output.js';
 import { CONTENT_TYPE, prometheusText } from './prometheus.js';
 import { readSample } from './sample.js';
-import type { ListenAddress } from './stats.js';
 
 /** A daemon that stands still answers nobody; who scrapes gives up about then. */
 const SCRAPE_LIMIT_MS = 8000;
 const PLAIN = 'text/plain; charset=utf-8';
+
+export interface ListenAddress {
+  readonly host: string;
+  /** 0: one that is free. */
+  readonly port: number;
+}
 
 /** Serves until SIGTERM or SIGINT. Throws EADDRINUSE and the like. */
 export async function serveMetrics(

@@ -6,6 +6,7 @@ import { TIMED_OPS, type TimedOp } from '../lanes/stats.js';
 import { columns, shortTime } from './columns.js';
 import { explain } from './control.js';
 import { requireMount } from './find-mount.js';
+import type { ListenAddress } from './metrics-server.js';
 import { printJson } from './output.js';
 import { size } from './progress.js';
 import { quantiles } from './rates.js';
@@ -16,12 +17,6 @@ export interface StatsOptions {
   readonly prometheus?: boolean;
   readonly output?: string;
   readonly listen?: ListenAddress;
-}
-
-export interface ListenAddress {
-  readonly host: string;
-  /** 0: one that is free. */
-  readonly port: number;
 }
 
 export async function stats(

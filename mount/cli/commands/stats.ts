@@ -1,6 +1,6 @@
 /** `dmfuse stats` and `top`: what targets do, in numbers. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import type { ListenAddress } from '../stats.js';
+import type { ListenAddress } from '../metrics-server.js';
 
 const INTERVAL_DEFAULT_SECONDS = 2;
 const INTERVAL_SECONDS = { least: 0.1, most: 86_400 };
