@@ -59,6 +59,20 @@ describe('a mount file', () => {
     },
   );
 
+  mountTest('what `table` prints of all targets is a mount file', async (lab) => {
+    await lab.sh('truncate -s 1M disk.img');
+    const table = `linear ${lab.path('disk.img')} 0 1 no_passthrough`;
+    const { point } = await lab.mount('--create', `b ${table}`, '--create', 'a linear @b 0');
+    await lab.sh(`echo blksnap >${point}/b/filter`);
+    const said = await lab.dmfuseOk('table', point);
+    expect(said).toBe(`a: 0 2048 linear @b 0\nb: 0 2048 ${table}\nb: filter blksnap\n`);
+    await lab.sh('cat >all.tab', { input: said });
+    await lab.dmfuseOk('umount', point);
+    await lab.dmfuseOk('mount', point, '--tab', lab.path('all.tab'));
+    expect(await lab.dmfuseOk('table', point)).toBe(said);
+    await lab.dmfuseOk('umount', point);
+  });
+
   mountTest('--state-dir brings a filter back that the file attaches too', async (lab) => {
     const file = await image(lab, 'a.img');
     await lab.sh(`printf 'a linear ${file} 0 1 no_passthrough\na filter blksnap\n' >a.tab`);

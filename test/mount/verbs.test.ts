@@ -100,7 +100,7 @@ v2    2048     @base,${at('m2')},${at('d2')}
       'c: 0 2040 bow @b 1 block_size:4096',
     ]);
     expect((await json(lab, 'table', point, 'c')).targets).toEqual([
-      { name: 'c', table: '0 2040 bow @b 1 block_size:4096' },
+      { name: 'c', table: '0 2040 bow @b 1 block_size:4096', filter: 'none' },
     ]);
     expect(await lab.dmfuseOk('deps', point, 'v1')).toBe(
       `3 dependencies : @base (read), ${lab.path('m1')} (write), ${lab.path('d1')} (write)\n`,
