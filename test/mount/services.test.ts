@@ -62,7 +62,7 @@ describe('a mount file', () => {
   mountTest('what `table` prints of all targets is a mount file', async (lab) => {
     await lab.sh('truncate -s 1M disk.img');
     const table = `linear ${lab.path('disk.img')} 0 1 no_passthrough`;
-    const { point } = await lab.mount('--create', `b ${table}`, '--create', 'a linear @b 0');
+    const { point } = await lab.mount({ args: ['--create', `b ${table}`, '--create', 'a linear @b 0'] });
     await lab.sh(`echo blksnap >${point}/b/filter`);
     const said = await lab.dmfuseOk('table', point);
     expect(said).toBe(`a: 0 2048 linear @b 0\nb: 0 2048 ${table}\nb: filter blksnap\n`);
