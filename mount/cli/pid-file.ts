@@ -4,6 +4,7 @@
  */
 import {
   closeSync,
+  fchmodSync,
   fstatSync,
   openSync,
   readFileSync,
@@ -27,7 +28,9 @@ export class PidFile {
     refuseTaken(path);
     this.draft = `${path}.${process.pid}`;
     try {
-      this.fd = openSync(this.draft, 'w', 0o644);
+      this.fd = openSync(this.draft, 'w');
+      // For everybody to read, whatever the daemon's umask is.
+      fchmodSync(this.fd, 0o644);
     } catch (error) {
       throw new DmError('EIO', `the pid file ${path} cannot be made: ${messageOf(error)}`);
     }
