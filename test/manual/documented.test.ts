@@ -1,11 +1,13 @@
-/** The manuals leave nothing out: no command, option, control file, parameter, counter or event. */
+/** The manuals leave nothing out: no command, option, control file, parameter, counter, metric or event. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { type CommandEntry, commandEntries } from '../../mount/cli/completion/model.js';
+import { helperArguments } from '../../mount/cli/mount-helper.js';
 import { program } from '../../mount/cli/program.js';
 import { STAT_NAMES } from '../../mount/lanes/stats.js';
+import { messageOf } from '../../src/errors.js';
 import { params } from '../../src/filters/blksnap/params.js';
 import { filterTypes } from '../../src/filters/index.js';
 import { targetTypes } from '../../src/targets/index.js';
@@ -118,6 +120,43 @@ describe('events', () => {
       expect(terms.some((term) => term.startsWith(`${name} `))).toBe(true);
     });
   }
+});
+
+describe('metrics', () => {
+  const source = readFileSync(join(ROOT, 'mount/cli/prometheus.ts'), 'utf8');
+  const names = [...new Set([...source.matchAll(/'(dmfuse_[a-z_]+)'/g)].map(([, name]) => name!))];
+
+  test('are in the page, and no others', () => {
+    expect(names.length).toBeGreaterThan(20);
+    const [, section = ''] = /^\.SH METRICS\n(.*?)^\.SH /ms.exec(pages.get(MAIN_PAGE)!) ?? [];
+    const told = [...section.matchAll(/dmfuse_[a-z_]+/g)].map(([name]) => name);
+    expect(told.sort()).toEqual(names.sort());
+  });
+});
+
+describe('mount.dmfuse', () => {
+  /** What it calls known, when it is given an option that is not. */
+  function knownOptions(): string[] {
+    try {
+      helperArguments(['none', '/mnt', '-o', 'no_such_option']);
+    } catch (error) {
+      const [, list = ''] = /known are (.*), and the parameters of blksnap$/.exec(messageOf(error)) ?? [];
+      return list.split(', ').map((option) => option.replace('…', ''));
+    }
+    return [];
+  }
+
+  test('every option of fstab is in its page', () => {
+    const known = knownOptions();
+    expect(known).toContain('lanes=');
+    const terms = [...termsOf('mount.dmfuse.8')];
+    expect(known.filter((option) => !terms.some((term) => term.startsWith(option)))).toEqual([]);
+  });
+});
+
+test('every page is installed', () => {
+  const { man } = JSON.parse(readText('package.json'));
+  expect([...man].sort()).toEqual(manualPages().sort());
 });
 
 mountTest('pages are good man(7), and `man` shows them', async (lab) => {

@@ -44,6 +44,36 @@ const CASES: Readonly<Record<string, readonly ExampleCase[]>> = {
   'dmfuse.8: A checkpoint, and back': [{ check: IS_ROLLED_BACK }],
   'dmfuse.8: With the shell alone': [{}],
   'dmfuse.8: Targets on targets': [{}],
+  'dmfuse.8: Hold I/O for a copy, and let a disk grow': [
+    {
+      before: [[/^umount/, '[ "$(cat /mnt/dm/sys/size)" = 196608 ]']],
+      // What was frozen and held is a whole file system; what has grown is one of the new size.
+      check: `
+        e2fsck -fn /img/copy.img
+        e2fsck -fn /img/disk.img
+        dumpe2fs -h /img/disk.img | grep -Eq 'Block count: +(24576|98304)$'`,
+    },
+  ],
+  'dmfuse.8: Remove and rename what is in use': [{ before: [[/^dmfuse umount/, 'until_gone /mnt/dm/sys']] }],
+  'dmfuse.8: See what a target does': [
+    { check: "grep -q '^dmfuse_bow_state{.*} 0$' /img/dmfuse.prom; grep -q '</svg>' /img/sys.svg" },
+  ],
+  'dmfuse.8: By another transport': [
+    { before: [[/^cat/, "grep -q '^transport fuse-native$' /mnt/dm/.dmfuse"]] },
+  ],
+  'mount.dmfuse.8: A line of fstab': [
+    {
+      before: [
+        [
+          /^dmfuse ls/,
+          "findmnt -n -o SOURCE /mnt/dm | grep -qx /etc/dmfuse/vm.tab; grep -q '^blksnap' /mnt/dm/disk/filter",
+        ],
+      ],
+    },
+  ],
+  'mount.dmfuse.8: Keep what there is now': [
+    { before: [[/^dmfuse status/, "grep -qx '0 131072 bow @disk 1 block_size:4096' /mnt/dm/sys/table"]] },
+  ],
   'dmfuse-bow.8: Try an update': [{ check: IS_ROLLED_BACK }],
   'dmfuse-bow.8: Commit': [{ check: IS_KEPT }],
   'dmfuse-csum.8: A disk that knows what it holds': [{}],

@@ -6,6 +6,7 @@
 #   /img/disk.img /img/base.img /img/remote.img     64 MiB each, with an ext4 and a file `kept` in it
 #   dmfuse                                          the built one
 #   work [FOLDER]       what somebody does there, /mnt/disk by default: changes `kept`, makes `made`
+#   until_gone PATH     waits until nothing is there
 #   detach              takes down file systems, loop devices and the mount
 #   loop                the loop device that `losetup --show` has printed last
 # Every command must succeed.
@@ -16,7 +17,8 @@ root=$folder/root
 build_root() {
   local point type
   # What others have mounted stays theirs: a copy of it here would keep it in use.
-  while read -r point; do umount -l "$point"; done < <(
+  # Or it goes just now: who removes the directory under his own mount takes the copies away too.
+  while read -r point; do umount -l "$point" 2>/dev/null || ! mountpoint -q "$point"; done < <(
     awk -v own="$folder" '$5 ~ "/dmfuse-e2e-" && index($5, own) != 1 { print $5 }' /proc/self/mountinfo | tac
   )
   mkdir -p "$root" "$folder/layers"
@@ -64,6 +66,9 @@ work() {
   head -c 1M /dev/urandom >"${1:-/mnt/disk}/kept"
   head -c 1M /dev/urandom >"${1:-/mnt/disk}/made"
   sync -f "${1:-/mnt/disk}"
+}
+until_gone() {
+  while [[ -e $1 ]]; do sleep 0.05; done
 }
 detach() {
   local point file name
