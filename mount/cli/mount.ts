@@ -30,13 +30,22 @@ const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 export async function mount(argument: string, options: MountCommandOptions): Promise<void> {
   process.env.PATH ||= DEFAULT_PATH;
+  if (process.send) {
+    await serve(argument, options, logToSyslog);
+    return;
+  }
   // Here, not in the background: what it says is for whoever asked.
-  if (options.replace && !process.send) await (await import('./mount-point.js')).detachDead(argument);
-  // The daemon in the background has inherited it.
-  if (!process.send) (await import('../hardening.js')).giveUpPrivileges();
-  if (process.send) await serve(argument, options, logToSyslog);
-  else if (options.foreground) await serve(argument, options, logToStderr);
-  else await startInBackground();
+  if (options.replace) await (await import('./mount-point.js')).detachDead(argument);
+  // The daemon in the background inherits it, and the mark of an I/O flusher, too.
+  (await import('../hardening.js')).giveUpPrivileges();
+  const { beginAsIoFlusher, markIoFlusher } = await import('../lanes/reclaim.js');
+  if (options.foreground) {
+    beginAsIoFlusher();
+    await serve(argument, options, logToStderr);
+  } else {
+    markIoFlusher();
+    await startInBackground();
+  }
 }
 
 async function serve(

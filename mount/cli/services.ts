@@ -86,7 +86,7 @@ Restart=no
 OOMScoreAdjust=-900
 LimitMEMLOCK=infinity
 NoNewPrivileges=yes
-CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_CHOWN CAP_FOWNER CAP_IPC_LOCK CAP_SYS_NICE
+CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_IPC_LOCK CAP_SYS_ADMIN CAP_SYS_RESOURCE
 # Nothing that has a mount namespace of its own (ProtectSystem=, PrivateTmp=, …): nobody else would see the mount.
 
 [Install]

@@ -84,7 +84,7 @@ os.write(fd, b'\\x03'); os.close(fd)
 async function withScript(lab: Lab, shell: string): Promise<(...words: string[]) => Promise<string[]>> {
   const script = lab.path(`completion.${shell}`);
   await lab.sh(
-    `'${process.execPath}' '${new URL('../../dist/mount/cli/main.js', import.meta.url).pathname}' completion ${shell} > '${script}'`,
+    `'${process.execPath}' '${new URL('../../dist/main.js', import.meta.url).pathname}' completion ${shell} > '${script}'`,
   );
   await lab.ok(shell, '-n', script);
   return async (...words) => await SHELLS[shell]!.complete(lab, script, ['dmfuse', ...words]);

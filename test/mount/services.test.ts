@@ -249,7 +249,10 @@ describe('dmfuse install-services', () => {
     const daemon = lab.start('env', ['-i', 'OPTIONS=--lanes 2', 'bash', '-c', `exec ${command}`]);
     await until(() => existsSync(lab.path('run/vm/a/device')), 'the target');
     daemon.signal('SIGTERM');
-    expect(await daemon.ended).toMatchObject({ code: 0, stderr: '' });
+    const { code, stderr } = await daemon.ended;
+    expect(code).toBe(0);
+    // What a container may say.
+    expect(stderr.replace(/^.*no CAP_SYS_RESOURCE here.*\n/, '')).toBe('');
     await expectNothingLeft(lab);
   });
 });
