@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { describe, expect } from 'vitest';
 import { commandEntries } from '../../mount/cli/completion/model.js';
 import { program } from '../../mount/cli/program.js';
-import { type Lab, mountTest } from './harness.js';
+import { type Lab, MAIN, mountTest } from './harness.js';
 
 const commands = commandEntries(program(''));
 const subcommandsOf = (path: string) =>
@@ -83,9 +83,7 @@ os.write(fd, b'\\x03'); os.close(fd)
 
 async function withScript(lab: Lab, shell: string): Promise<(...words: string[]) => Promise<string[]>> {
   const script = lab.path(`completion.${shell}`);
-  await lab.sh(
-    `'${process.execPath}' '${new URL('../../dist/main.js', import.meta.url).pathname}' completion ${shell} > '${script}'`,
-  );
+  await lab.sh(`'${process.execPath}' '${MAIN}' completion ${shell} > '${script}'`);
   await lab.ok(shell, '-n', script);
   return async (...words) => await SHELLS[shell]!.complete(lab, script, ['dmfuse', ...words]);
 }

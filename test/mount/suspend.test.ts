@@ -429,7 +429,7 @@ describe('a resume that finds a backing grown', () => {
 
   mountTest('cow: a base alone; a layer with its bitmap; what keeps a stack from growing', async (lab) => {
     await lab.sh(
-      'truncate -s 100M base.img one.img; head -c 5M /dev/urandom | dd of=base.img conv=notrunc status=none',
+      'truncate -s 20M base.img one.img; head -c 5M /dev/urandom | dd of=base.img conv=notrunc status=none',
     );
     const table = JSON.parse(
       await lab.dmfuseOk('cow', 'create', '--json', lab.path('base.img'), lab.path('l1')),
@@ -438,39 +438,39 @@ describe('a resume that finds a backing grown', () => {
       ['one', `cow ${lab.path('one.img')} 0`],
       ['v', table],
     ]);
-    await truncate(lab.path('one.img'), 101 * MIB);
+    await truncate(lab.path('one.img'), 21 * MIB);
     await resume(mount, 'one');
-    expect(sectorsOf(mount, 'one')).toBe(101 * 2048);
+    expect(sectorsOf(mount, 'one')).toBe(21 * 2048);
 
     const device = mount.path('v/device');
     await lab.sh(`head -c 9M /dev/urandom | dd of=${device} bs=1M seek=3 conv=notrunc status=none
-      head -c 2000 /dev/urandom | dd of=${device} bs=1 seek=${100 * MIB - 2000} conv=notrunc status=none`);
-    const before = await lab.sh(`head -c 100M ${device} | sha256sum`);
-    // Several times as long: the magic block of the bitmap moves on with every 128 MiB.
+      head -c 2000 /dev/urandom | dd of=${device} bs=2000 oflag=seek_bytes seek=${20 * MIB - 2000} conv=notrunc status=none`);
+    const before = await lab.sh(`head -c 20M ${device} | sha256sum`);
+    // Several times as long, and so that the magic block of the bitmap moves: with every 128 MiB.
     await lab.sh(
-      'truncate -s 420M base.img; head -c 1M /dev/urandom | dd of=base.img bs=1M seek=400 conv=notrunc status=none',
+      'truncate -s 150M base.img; head -c 1M /dev/urandom | dd of=base.img bs=1M seek=134 conv=notrunc status=none',
     );
     const expectRefused = async (pattern: RegExp) => {
       await suspend(mount, 'v');
       expect(await lab.refusal('resume', mount.point, 'v')).toMatch(pattern);
       expect(mount.read('v/suspended')).toBe('0');
-      expect(sectorsOf(mount, 'v')).toBe(100 * 2048);
+      expect(sectorsOf(mount, 'v')).toBe(20 * 2048);
     };
     await expectRefused(
-      /^\S+ has 204800 sectors, the stack is to have 860160: make it 440401920 bytes long \(truncate -s\)/,
+      /^\S+ has 40960 sectors, the stack is to have 307200: make it 157286400 bytes long \(truncate -s\)/,
     );
     const layer = table.split(' ').at(-2)!;
-    await truncate(layer, 420 * MIB);
+    await truncate(layer, 150 * MIB);
     await resume(mount, 'v');
-    expect(sectorsOf(mount, 'v')).toBe(420 * 2048);
-    expect(await lab.sh(`head -c 100M ${device} | sha256sum`)).toBe(before);
+    expect(sectorsOf(mount, 'v')).toBe(150 * 2048);
+    expect(await lab.sh(`head -c 20M ${device} | sha256sum`)).toBe(before);
     await lab.sh(
-      `cmp <(dd if=${device} bs=1M skip=380 count=30 status=none) <(dd if=base.img bs=1M skip=380 count=30 status=none)`,
+      `cmp <(dd if=${device} bs=1M skip=120 count=28 status=none) <(dd if=base.img bs=1M skip=120 count=28 status=none)`,
     );
-    await lab.sh(`head -c 3M /dev/urandom | dd of=${device} bs=1M seek=399 conv=notrunc status=none`);
+    await lab.sh(`head -c 3M /dev/urandom | dd of=${device} bs=1M seek=133 conv=notrunc status=none`);
     const after = await lab.sha256(device);
     const line = mount.read('v/table');
-    expect(line).toMatch(/^0 860160 cow /);
+    expect(line).toMatch(/^0 307200 cow /);
     await mount.umount();
     const again = await mountWith(lab, [['v', line]]);
     expect(await lab.sha256(again.path('v/device'))).toBe(after);
@@ -479,13 +479,13 @@ describe('a resume that finds a backing grown', () => {
     const two = JSON.parse(await lab.dmfuseOk('cow', 'create', '--json', line, lab.path('l2')))
       .table as string;
     await again.create('v', two);
-    await truncate(lab.path('base.img'), 421 * MIB);
+    await truncate(lab.path('base.img'), 151 * MIB);
     await suspend(again, 'v');
     expect(await lab.refusal('resume', again.point, 'v')).toMatch(
-      /^cow cannot grow over 1 frozen layers, .* of 860160 /,
+      /^cow cannot grow over 1 frozen layers, .* of 307200 /,
     );
     expect(again.read('v/suspended')).toBe('0');
-    expect(await lab.sh(`head -c 420M ${again.path('v/device')} | sha256sum`)).toMatch(after);
+    expect(await lab.sh(`head -c 150M ${again.path('v/device')} | sha256sum`)).toMatch(after);
   });
 
   mountTest('blksnap: a new generation of the new size; in a snapshot it does not grow', async (lab) => {

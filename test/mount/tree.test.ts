@@ -49,6 +49,7 @@ async function refused(lab: Lab, script: string, words: string): Promise<void> {
 }
 
 const EINVAL = 'Invalid argument';
+const EILSEQ = 'Invalid or incomplete multibyte or wide character';
 const ENOENT = 'No such file or directory';
 const EBUSY = 'Device or resource busy';
 const EACCES = 'Permission denied';
@@ -108,7 +109,9 @@ for (const [type, { table, files }] of Object.entries(TARGETS)) {
       for (const name of ['size', 'status', 'table', 'filter', 'stats', 'latency', ...Object.keys(files)]) {
         expect(await lab.sh(`dd if=${path('x', name)} bs=1 status=none`)).toBe(`${read(`x/${name}`)}\n`);
       }
-      expect(read('.dmfuse')).toMatch(/^pid \d+\nversion \d+\.\d+\.\d+$/);
+      expect(read('.dmfuse')).toMatch(
+        /^pid \d+\nversion \d+\.\d+\.\d+\ntransport kernel\nlacks.*\nrequest_bytes_max \d+$/,
+      );
     });
 
     mountTest('`table` is accepted by create unchanged', async (lab) => {
@@ -342,7 +345,8 @@ describe('creating and removing', () => {
     const { point, path, read } = await lab.mount();
     const invalid = ['.hidden', '@at', "'a b'", "$'tab\\there'", 'n'.repeat(129)];
     for (const name of invalid) await refused(lab, `mkdir ${path('')}/${name}`, EINVAL);
-    await lab.sh(`cd ${point}; mkdir ${'n'.repeat(128)} 'ä:b(c)' $'\\xff'; rmdir *; mkdir x`);
+    await lab.sh(`cd ${point}; mkdir ${'n'.repeat(128)} 'ä:b(c)'; rmdir *; mkdir x`);
+    await refused(lab, `mkdir ${path('')}/$'\\xff'`, EILSEQ);
     await refused(lab, `mkdir ${path('x')}`, EEXIST);
     await refused(lab, `mkdir ${path('snapshots')}`, EEXIST);
     await refused(lab, `mkdir ${path('x/y')}`, EPERM);

@@ -341,7 +341,10 @@ describe('control files and status', () => {
     rig.target.write(0, filled(8, 1));
     expect(rig.read('layers')).toBe('0 1000 - base 0\n1 7 bm1 data1 5\n2 14 bm2 data2 10\n');
     expect(rig.target.statusArgs()).toBe('2 14/1000');
-    expect(cow.files.map(({ name, write }) => [name, write])).toEqual([['layers', undefined]]);
+    expect(cow.files.map(({ name, write }) => [name, write])).toEqual([
+      ['layers', undefined],
+      ['owners', undefined],
+    ]);
   });
 
   it('with no layer the base holds everything', async () => {
