@@ -13,8 +13,7 @@ conformance('root, mount(2)', {
   transport: 'kernel',
   lacks: [],
   requestBytesMax: 1 << 20,
-  // All other tests of targets mount like this.
-  withTargets: false,
+  withTargets: true,
 });
 conformance('an ordinary user, fusermount3', {
   user: 'nobody',
@@ -24,4 +23,5 @@ conformance('an ordinary user, fusermount3', {
   withTargets: true,
 });
 conformance('root, fuse-native', { user: 'root', withTargets: true, ...FUSE_NATIVE });
+// Whose mount it is makes no difference to targets.
 conformance('an ordinary user, fuse-native', { user: 'nobody', withTargets: false, ...FUSE_NATIVE });
