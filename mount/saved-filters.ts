@@ -7,7 +7,7 @@
  * theirs are not saved.
  */
 import { type BigIntStats, fstatSync } from 'node:fs';
-import { mkdir, open, readFile, rename, unlink } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Backing } from '../src/targets/target.js';
@@ -75,7 +75,9 @@ export class SavedFilters {
   async save(name: string, filter: string, bytes: Uint8Array): Promise<void> {
     await mkdir(this.folder, { recursive: true, mode: 0o700 });
     const path = this.path(name, filter);
-    const file = await open(`${path}.new`, 'w', 0o600);
+    // Anew: what a crash has left there, or somebody else's link.
+    await rm(`${path}.new`, { force: true });
+    const file = await open(`${path}.new`, 'wx', 0o600);
     try {
       await file.writeFile(bytes);
       await file.sync();

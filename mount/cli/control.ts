@@ -49,10 +49,13 @@ export function explain(error: unknown, what: string, reasons: Partial<Record<Er
   return new DmError(code, `${what}: ${reasons[code] ?? message}`);
 }
 
+/** For writing a control file. A link is none of ours: somebody else's mount, called a dmfuse, could have one to any file. */
+export const WRITE_CONTROL = constants.O_WRONLY | constants.O_NOFOLLOW;
+
 /** One write(2) to a control file of `folder`. Throws what the daemon says of it. Runs on another thread until it is answered. */
 export async function writeControl(folder: string, file: string, text: string): Promise<void> {
   try {
-    await writeFile(join(folder, file), `${text}\n`, { flag: constants.O_WRONLY });
+    await writeFile(join(folder, file), `${text}\n`, { flag: WRITE_CONTROL });
   } catch (error) {
     const { code = 'EIO', message } = explain(error, join(folder, file), nobodyServes(folder));
     throw new DmError(code, refusalOf(folder, file) ?? message);

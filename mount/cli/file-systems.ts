@@ -25,8 +25,9 @@ export function fileSystemsOn(mountPoint: string, names: readonly string[]): Fil
   );
   if (devices.size === 0) return [];
   const mounts = readMountInfo().filter(
-    // btrfs has a number of its own, but names its device.
-    ({ device, source }) => devices.has(device) || devices.has(blockDeviceNumber(source) ?? ''),
+    // btrfs has a number of its own, but names its device. What a FUSE mount names is any user's word.
+    ({ device, type, source }) =>
+      devices.has(device) || (!isFuse(type) && devices.has(blockDeviceNumber(source) ?? '')),
   );
   return [...new Set(mounts.map(({ device }) => device))].map((number) => {
     const places = mounts.filter(({ device }) => device === number);
@@ -79,6 +80,10 @@ function loopInode(loop: string): string {
 function inodeOf(path: string): string | undefined {
   const found = statOf(path);
   return found && `${found.dev}:${found.ino}`;
+}
+
+function isFuse(type: string): boolean {
+  return /^fuse(\.|$)/.test(type);
 }
 
 function blockDeviceNumber(source: string): string | undefined {

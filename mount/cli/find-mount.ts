@@ -15,17 +15,30 @@ export function findMount(path: string): string | undefined {
   return find(resolve(path)) ?? find(realPath(path));
 }
 
-/** As findMount; throws EINVAL where there is none. */
+/** As findMount; throws EINVAL where there is none, EBUSY where something else covers it, which all that is asked would reach instead. */
 export function requireMount(path: string): string {
   const found = findMount(path);
-  if (found) return found;
+  if (found) {
+    refuseCovered(found);
+    return found;
+  }
   throw new DmError('EINVAL', `${path}: no dmfuse is mounted there; \`dmfuse mount ${path}\` does that`);
 }
 
 /** What is on top of all that is mounted at `path`, if it is a dmfuse. */
 export function topMount(path: string): MountInfo | undefined {
-  const top = mountsAt(path).at(-1);
+  const top = topOf(mountsAt(path));
   return top?.type === FS_TYPE ? top : undefined;
+}
+
+/** Throws EBUSY where something else is mounted over the dmfuse at `mountPoint`. */
+export function refuseCovered(mountPoint: string): void {
+  const top = topOf(readMountInfo().filter((mount) => mount.mountPoint === mountPoint));
+  if (!top || top.type === FS_TYPE) return;
+  throw new DmError(
+    'EBUSY',
+    `${mountPoint}: a dmfuse mount, which a mount of type ${top.type} covers; \`umount ${mountPoint}\` takes that away`,
+  );
 }
 
 /** True when nobody serves what is mounted at `mountPoint` any more. (Attributes are cached, so stat(2) may still answer.) */
@@ -38,7 +51,12 @@ export function isDead(mountPoint: string): boolean {
   }
 }
 
-/** All that is mounted at `path`, of any type; each covers the one before. */
+/** Of all that is mounted at a path, what nothing covers. */
+function topOf(mounts: readonly MountInfo[]): MountInfo | undefined {
+  return mounts.filter(({ id }) => !mounts.some(({ parentId }) => parentId === id)).at(-1);
+}
+
+/** All that is mounted at `path`, of any type. */
 function mountsAt(path: string): MountInfo[] {
   const wanted = [resolve(path), realPath(path)];
   return readMountInfo().filter(({ mountPoint }) => wanted.includes(mountPoint));

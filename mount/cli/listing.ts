@@ -7,7 +7,7 @@ import { lacksLine, parseFacts } from '../transport.js';
 import { SNAPSHOTS } from '../tree/folder.js';
 import { daemonIsDead, explain, readControl } from './control.js';
 import { requireMount } from './find-mount.js';
-import { printJson } from './output.js';
+import { print, printJson } from './output.js';
 
 interface ListOptions {
   readonly json: boolean;
@@ -102,7 +102,7 @@ export function list(mountArgument: string, options: ColumnOptions & { readonly 
   } else {
     const width = Math.max(0, ...targets.map(({ name }) => name.length));
     for (const { name, info } of targets) {
-      process.stdout.write(`${name.padEnd(width)}  ${info.type}  ${info.lengthSectors} sectors\n`);
+      print(`${name.padEnd(width)}  ${info.type}  ${info.lengthSectors} sectors\n`);
     }
   }
 }
@@ -121,7 +121,7 @@ export function status(mountArgument: string, name: string | undefined, { json }
     return;
   }
   const lacks = transport && lacksLine(transport);
-  if (lacks !== undefined) process.stdout.write(`${lacks}\n`);
+  if (lacks !== undefined) print(`${lacks}\n`);
   printLines(targets, name, (target) => target.read('status'));
 }
 
@@ -135,8 +135,8 @@ export function table(mountArgument: string, name: string | undefined, { json }:
     return;
   }
   for (const { name: each, table: line, filter } of targets) {
-    process.stdout.write(name === undefined ? `${each}: ${line}\n` : `${line}\n`);
-    if (name === undefined && filter !== 'none') process.stdout.write(`${each}: filter ${filter}\n`);
+    print(name === undefined ? `${each}: ${line}\n` : `${line}\n`);
+    if (name === undefined && filter !== 'none') print(`${each}: filter ${filter}\n`);
   }
 }
 
@@ -175,7 +175,7 @@ export function info(mountArgument: string, name: string | undefined, options: C
       .map(([key, value]) => `${`${key}:`.padEnd(18)}${value}\n`)
       .join(''),
   );
-  process.stdout.write(pages.join('\n'));
+  print(pages.join('\n'));
 }
 
 function printLines(
@@ -183,8 +183,7 @@ function printLines(
   name: string | undefined,
   of: (target: Listed) => string,
 ): void {
-  for (const target of targets)
-    process.stdout.write(`${name === undefined ? `${target.name}: ` : ''}${of(target)}\n`);
+  for (const target of targets) print(`${name === undefined ? `${target.name}: ` : ''}${of(target)}\n`);
 }
 
 function printColumns(
@@ -209,7 +208,7 @@ function printColumns(
   if (!noheadings) rows.unshift(columns.map(({ heading }) => heading));
   const widths = columns.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
   for (const row of rows) {
-    process.stdout.write(
+    print(
       `${row
         .map((cell, i) => cell.padEnd(widths[i]!))
         .join('  ')
@@ -243,7 +242,7 @@ function printTree(targets: readonly Listed[], { json }: ListOptions): void {
 }
 
 function printBranch({ name, type, on }: Branch, first: string, rest: string): void {
-  process.stdout.write(`${first}${name}${type ? ` (${type})` : ''}\n`);
+  print(`${first}${name}${type ? ` (${type})` : ''}\n`);
   for (const [index, below] of on.entries()) {
     const isLast = index === on.length - 1;
     printBranch(below, `${rest} ${isLast ? '└' : '├'}─`, `${rest} ${isLast ? ' ' : '│'} `);

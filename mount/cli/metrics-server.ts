@@ -26,7 +26,8 @@ export async function serveMetrics(
   name: string | undefined,
   { host, port }: ListenAddress,
 ): Promise<void> {
-  const server = createServer((request, response) => void answer(request, response, mountPoint, name));
+  const read = shared(async () => await prometheusText(await readSample(mountPoint, name)));
+  const server = createServer((request, response) => void answer(request, response, read));
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) =>
       reject(new DmError('EINVAL', `--listen: ${error.message}`)),
@@ -47,8 +48,7 @@ export async function serveMetrics(
 async function answer(
   request: IncomingMessage,
   response: ServerResponse,
-  mountPoint: string,
-  name: string | undefined,
+  read: () => Promise<string>,
 ): Promise<void> {
   const send = (code: number, type: string, text: string, headers: Record<string, string> = {}) => {
     response.writeHead(code, { 'content-type': type, 'content-length': Buffer.byteLength(text), ...headers });
@@ -61,11 +61,22 @@ async function answer(
     send(405, PLAIN, 'dmfuse: GET or HEAD\n', { allow: 'GET, HEAD' });
   } else {
     try {
-      send(200, CONTENT_TYPE, await withinLimit(readSample(mountPoint, name).then(prometheusText)));
+      send(200, CONTENT_TYPE, await withinLimit(read()));
     } catch (error) {
       send(503, PLAIN, `dmfuse: ${messageOf(error)}\n`);
     }
   }
+}
+
+/** `work`, done once for all who ask while it is being done: however many they are, nothing piles up before a daemon that stands still. */
+export function shared<T>(work: () => Promise<T>): () => Promise<T> {
+  let running: Promise<T> | undefined;
+  return () => {
+    running ??= work().finally(() => {
+      running = undefined;
+    });
+    return running;
+  };
 }
 
 async function withinLimit<T>(work: Promise<T>): Promise<T> {

@@ -2,6 +2,7 @@
 /** mount.dmfuse: `dmfuse mount` for mount(8), with the exit codes that it knows. */
 import { messageOf } from '../../src/errors.js';
 import { helperArguments } from './mount-helper.js';
+import { printable } from './output.js';
 
 /** mount(8), "EXIT STATUS". */
 const EXIT_WRONG_CALL = 1;
@@ -12,7 +13,7 @@ async function helper(): Promise<number> {
   try {
     args = helperArguments(process.argv.slice(2));
   } catch (error) {
-    process.stderr.write(`mount.dmfuse: ${messageOf(error)}\n`);
+    process.stderr.write(`mount.dmfuse: ${printable(messageOf(error))}\n`);
     return EXIT_WRONG_CALL;
   }
   if (args.length === 0) return 0;

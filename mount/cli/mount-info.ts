@@ -3,6 +3,8 @@ import { readFileSync } from 'node:fs';
 
 export interface MountInfo {
   readonly id: number;
+  /** The mount that it is mounted on: of those at one mount point, the one that it covers. */
+  readonly parentId: number;
   /** MAJ:MIN of the file system. */
   readonly device: string;
   readonly mountPoint: string;
@@ -20,11 +22,12 @@ export function readMountInfo(pid: string | number = 'self'): MountInfo[] {
     .map((line) => {
       // ID PARENT MAJ:MIN ROOT MOUNT-POINT OPTIONS … - TYPE SOURCE SUPER-OPTIONS: proc(5)
       const [mount = '', fileSystem = ''] = line.split(' - ');
-      const [id, , device = '', , mountPoint = ''] = mount.split(' ');
+      const [id, parentId, device = '', , mountPoint = ''] = mount.split(' ');
       const [type = '', source = '', options = ''] = fileSystem.split(' ');
       const isReadOnly = options.split(',').includes('ro');
       return {
         id: Number(id),
+        parentId: Number(parentId),
         device,
         mountPoint: unescapeOctal(mountPoint),
         type,

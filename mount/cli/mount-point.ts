@@ -2,7 +2,7 @@
 import { realpathSync, statSync } from 'node:fs';
 import { DmError } from '../../src/errors.js';
 import { unmount } from '../fuse/connection.js';
-import { findMount, isDead, isOfTheDead, topMount } from './find-mount.js';
+import { findMount, isDead, isOfTheDead, refuseCovered, topMount } from './find-mount.js';
 import { note } from './output.js';
 import { loopsOn } from './umount.js';
 
@@ -43,9 +43,10 @@ export async function detachDead(argument: string): Promise<void> {
 }
 
 function refuseMounted(argument: string): void {
-  if (!findMount(argument)) return;
-  const top = topMount(argument);
-  if (!top || !isDead(top.mountPoint)) {
+  const mountPoint = findMount(argument);
+  if (!mountPoint) return;
+  refuseCovered(mountPoint);
+  if (!isDead(mountPoint)) {
     throw new DmError('EBUSY', `${argument}: a dmfuse mount already; \`dmfuse umount ${argument}\` ends it`);
   }
   const remedy = `\`dmfuse mount --replace ${argument} …\` mounts anew, \`dmfuse umount ${argument}\` clears it away`;

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { DmError, messageOf } from '../../src/errors.js';
 import { params } from '../../src/filters/blksnap/params.js';
 import type { TransportChoice } from '../transport.js';
-import { EXIT_FAILED } from './output.js';
+import { EXIT_FAILED, note } from './output.js';
 
 export interface MountCommandOptions {
   readonly create: readonly string[];
@@ -41,7 +41,7 @@ export async function mount(argument: string, options: MountCommandOptions): Pro
   const { beginAsIoFlusher, markIoFlusher } = await import('../lanes/reclaim.js');
   if (options.foreground) {
     beginAsIoFlusher();
-    await serve(argument, options, logToStderr);
+    await serve(argument, options, note);
   } else {
     markIoFlusher();
     await startInBackground();
@@ -75,6 +75,8 @@ async function serve(
         log,
       })
     ).ended;
+    // Whoever asked for the mount has been stopped meanwhile (Ctrl-C, a time limit): there is to be none.
+    if (process.send && !process.connected) process.kill(process.pid, 'SIGTERM');
     pidFile?.publish();
     notifyManager(
       `READY=1\nMAINPID=${process.pid}\nSTATUS=Serves ${create.length} targets at ${mountPoint}`,
@@ -84,7 +86,7 @@ async function serve(
     pidFile?.remove();
     await tell({ error: messageOf(error) });
     // Not thrown on: lanes that still wait for a mount would keep this process for ever.
-    logToStderr(messageOf(error));
+    note(messageOf(error));
     exitNow(EXIT_FAILED);
     return;
   }
@@ -144,10 +146,6 @@ async function tell(message: Readiness): Promise<void> {
   if (!process.send) return;
   await new Promise<void>((resolve) => process.send!(message, () => resolve()));
   if (process.connected) process.disconnect();
-}
-
-function logToStderr(line: string): void {
-  process.stderr.write(`dmfuse: ${line}\n`);
 }
 
 /** logger(1), of every Linux system: Node has no Unix datagram sockets. Where there is no syslog, nobody listens. */

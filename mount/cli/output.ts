@@ -19,7 +19,17 @@ export function jsonLine(value: object): string {
 
 /** Tells people something that is no result. */
 export function note(text: string): void {
-  process.stderr.write(`dmfuse: ${text}\n`);
+  process.stderr.write(`dmfuse: ${printable(text)}\n`);
+}
+
+/** For people: no control characters but newlines. Paths and the names of processes are any user's words, and terminals obey them. */
+export function printable(text: string): string {
+  return text.replace(/(?!\n)\p{Cc}/gu, '?');
+}
+
+/** Prints a result: for programs as it is, on a terminal for people. */
+export function print(text: string): void {
+  process.stdout.write(process.stdout.isTTY ? printable(text) : text);
 }
 
 /** Shows a line that replaces the one before, for people who watch a terminal; nothing for everybody else. */
@@ -30,5 +40,5 @@ export function showProgress(line: string): void {
 /** Prints a result, in place of the progress. */
 export function say(text: string): void {
   showProgress('');
-  process.stdout.write(`${text}\n`);
+  print(`${text}\n`);
 }

@@ -4,11 +4,13 @@
  */
 import {
   closeSync,
+  constants,
   fchmodSync,
   fstatSync,
   openSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   unlinkSync,
   writeSync,
@@ -28,7 +30,9 @@ export class PidFile {
     refuseTaken(path);
     this.draft = `${path}.${process.pid}`;
     try {
-      this.fd = openSync(this.draft, 'w');
+      // Anew: where others may write to the folder, it could be their link to any file.
+      rmSync(this.draft, { force: true });
+      this.fd = openSync(this.draft, 'wx');
       // For everybody to read, whatever the daemon's umask is.
       fchmodSync(this.fd, 0o644);
     } catch (error) {
@@ -59,13 +63,14 @@ export class PidFile {
 function refuseTaken(path: string): void {
   let fd: number;
   try {
-    fd = openSync(path, 'r');
+    // A pipe would wait for a writer.
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch {
     return; // None is there, or its folder is not: that is found next.
   }
   try {
-    const text = readFileSync(fd, 'utf8');
-    if (!/^\d*\n?$/.test(text))
+    const text = fstatSync(fd).isFile() ? readFileSync(fd, 'utf8') : undefined;
+    if (text === undefined || !/^\d*\n?$/.test(text))
       throw new DmError('EEXIST', `${path}: holds something else than a process id`);
     if (!tryLock(fd))
       throw new DmError('EBUSY', `${path}: the pid file of a live daemon, process ${text.trim()}`);

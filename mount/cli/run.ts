@@ -2,7 +2,7 @@
 import { CommanderError } from 'commander';
 import { messageOf } from '../../src/errors.js';
 import { VERSION } from '../version.js';
-import { EXIT_FAILED } from './output.js';
+import { EXIT_FAILED, note } from './output.js';
 import { program } from './program.js';
 
 const EXIT_USAGE = 64;
@@ -14,7 +14,7 @@ export async function run(): Promise<number> {
     return typeof process.exitCode === 'number' ? process.exitCode : 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE;
-    process.stderr.write(`dmfuse: ${messageOf(error)}\n`);
+    note(messageOf(error));
     return EXIT_FAILED;
   }
 }

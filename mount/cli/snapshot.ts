@@ -1,5 +1,15 @@
 /** `dmfuse snapshot`: what the shell does with MNT/snapshots, and the care around it. */
-import { closeSync, constants, openSync, readdirSync, readSync, unlinkSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  lstatSync,
+  openSync,
+  readdirSync,
+  readSync,
+  statSync,
+  unlinkSync,
+  writeSync,
+} from 'node:fs';
 import { rmdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { DmError } from '../../src/errors.js';
@@ -10,7 +20,7 @@ import { mayReadAgain, parseEvent } from './event-line.js';
 import { fileSystemOf, fileSystemsOn } from './file-systems.js';
 import { requireMount } from './find-mount.js';
 import { whileFrozen } from './freeze.js';
-import { jsonLine, printJson, say } from './output.js';
+import { jsonLine, print, printJson, say } from './output.js';
 import { type HeldSignals, withSignalsHeld } from './signals.js';
 import {
   appendStorage,
@@ -70,16 +80,36 @@ export function refuseStorageOnOrigin(mountPoint: string, path: string, devices:
   );
 }
 
-/** Makes an empty file that only its owner may read. False where there is something already. */
+/**
+ * Makes an empty file that only its owner may read. False where there is something already. Throws EPERM where that is somebody else's:
+ * in a folder of everybody (/var/tmp) he would read there what is overwritten, and decide what the images say.
+ */
 export function makeFile(path: string): boolean {
   try {
     closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600));
     return true;
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === 'EEXIST') return false;
-    throw explain(error, path, { ENOENT: 'there is no such folder', ENOTDIR: 'there is no such folder' });
+    if (code !== 'EEXIST') {
+      throw explain(error, path, { ENOENT: 'there is no such folder', ENOTDIR: 'there is no such folder' });
+    }
+    refuseForeign(path);
+    return false;
   }
+}
+
+/** Links to devices (/dev/mapper/…) are root's. */
+function refuseForeign(path: string): void {
+  const me = process.getuid!();
+  const link = lstatSync(path);
+  const file = statSync(path);
+  const isForeign =
+    (link.isSymbolicLink() && ![0, me].includes(link.uid)) || (file.isFile() && file.uid !== me);
+  if (!isForeign) return;
+  throw new DmError(
+    'EPERM',
+    `${path}: belongs to another user, who could read and change what is stored there: name a new file`,
+  );
 }
 
 export async function take(
@@ -121,9 +151,7 @@ export function list(mountArgument: string, { json }: { json: boolean }): void {
   }
   const width = Math.max(0, ...snapshots.map(({ name }) => name.length));
   for (const { name, state, id, devices } of snapshots) {
-    process.stdout.write(
-      `${[name.padEnd(width), state.padEnd(9), id, devices.join(' ')].join('  ').trimEnd()}\n`,
-    );
+    print(`${[name.padEnd(width), state.padEnd(9), id, devices.join(' ')].join('  ').trimEnd()}\n`);
   }
 }
 

@@ -76,7 +76,9 @@ async function replaceFile(path: string, text: string): Promise<void> {
   // Of another ending: node_exporter reads all *.prom of the folder.
   const draft = join(dirname(path), `.${basename(path)}.${process.pid}.new`);
   try {
-    await writeFile(draft, text);
+    // Anew: where others may write to the folder, it could be their link to any file.
+    await rm(draft, { force: true });
+    await writeFile(draft, text, { flag: 'wx' });
     await rename(draft, path);
   } catch (error) {
     await rm(draft, { force: true });

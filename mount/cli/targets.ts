@@ -1,9 +1,10 @@
 /** `dmfuse create`, `remove`, `rename`, `suspend`…: what the shell does with mkdir, echo, mv and rmdir, and in plain words. */
-import { mkdirSync, readFileSync, renameSync, rmdirSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmdirSync, statSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DmError, type ErrnoName, errnoOf } from '../../src/errors.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { explain, readControl, requireTarget, targetFolder, writeControl } from './control.js';
+import { explain, readControl, requireTarget, targetFolder, WRITE_CONTROL, writeControl } from './control.js';
 import { requireMount } from './find-mount.js';
 import { note, printJson } from './output.js';
 
@@ -15,12 +16,12 @@ interface ActOptions {
 }
 
 /** `table`: a line, a file that has one, `-` or left out for standard input. */
-export function create(
+export async function create(
   mountArgument: string,
   name: string,
   table: string | undefined,
   options: ActOptions,
-): void {
+): Promise<void> {
   const folder = targetFolder(mountArgument, name);
   const line = tableFrom(table);
   try {
@@ -33,7 +34,7 @@ export function create(
   }
   try {
     // With a newline: an empty text would be no write at all.
-    writeFileSync(join(folder, 'table'), `${line}\n`, { flag: 'r+' });
+    await writeFile(join(folder, 'table'), `${line}\n`, { flag: WRITE_CONTROL });
   } catch (error) {
     // The daemon knows why; errno alone does not.
     const reason = readFileSync(join(folder, 'status'), 'utf8')

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, errnoOf } from '../../src/errors.js';
 import { unmount } from '../fuse/connection.js';
-import { requireMount } from './find-mount.js';
+import { requireMount, topMount } from './find-mount.js';
 import { readMountInfo } from './mount-info.js';
 import { note } from './output.js';
 
@@ -16,7 +16,7 @@ const PROCESSES_SHOWN = 5;
 export async function umount(mountArgument: string): Promise<void> {
   const mountPoint = requireMount(mountArgument);
   const daemon = daemonPid(mountPoint);
-  const device = readMountInfo().find((mount) => mount.mountPoint === mountPoint)?.device;
+  const device = topMount(mountPoint)?.device;
   const users = usersOf(mountPoint);
   if (users.length > 0) throw new DmError('EBUSY', `${mountPoint}: in use: ${users.join('; ')}`);
   try {

@@ -5,7 +5,7 @@ import { DmError } from '../../src/errors.js';
 import { explain, requireTarget } from './control.js';
 import { parseEvent } from './event-line.js';
 import { requireMount } from './find-mount.js';
-import { printJson } from './output.js';
+import { print, printJson } from './output.js';
 
 const BUFFER_BYTES = 65_536;
 
@@ -19,7 +19,7 @@ export function wait(
   const folder = requireTarget(requireMount(mountArgument), name);
   const { line, number } = eventAfter(folder, eventNr);
   if (json) printJson({ eventNr: number, ...parseEvent(line) });
-  else process.stdout.write(`${line}\n`);
+  else print(`${line}\n`);
 }
 
 /** The last event there is, once there are more than `after`; undefined: than there are now. */

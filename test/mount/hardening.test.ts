@@ -1,6 +1,11 @@
 /** What the daemon has given up and what keeps it alive under pressure, as the kernel sees it, for every one of its threads. */
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { expect, test } from 'vitest';
+import { readdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { describe, expect, test } from 'vitest';
+import { writeControl } from '../../mount/cli/control.js';
+import { printable } from '../../mount/cli/output.js';
+import { PidFile } from '../../mount/cli/pid-file.js';
+import { stats } from '../../mount/cli/stats.js';
+import { SavedFilters } from '../../mount/saved-filters.js';
 import { type Lab, MAIN, mountTest } from './harness.js';
 
 /** CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RESOURCE. */
@@ -128,4 +133,71 @@ mountTest('what is in memory of the program stays there, and only that is locked
   const kibibytes = Number.parseInt(field(`/proc/${pid}`, 'VmLck'), 10);
   expect(kibibytes).toBeGreaterThan(20 << 10);
   expect(kibibytes).toBeLessThan(400 << 10);
+});
+
+describe('in a folder where others may write', () => {
+  /** A file, the link to it that somebody has put at `name`, and what shows that it is as it was. */
+  function trap(lab: Lab, name: string) {
+    const victim = lab.path('victim');
+    writeFileSync(victim, 'precious\n', { mode: 0o600 });
+    symlinkSync(victim, lab.path(name));
+    return {
+      expectUntouched: () => {
+        expect(readFileSync(victim, 'utf8')).toBe('precious\n');
+        expect(statSync(victim).mode & 0o777).toBe(0o600);
+      },
+    };
+  }
+
+  mountTest('a pid file is not written through a link, and a pipe is none', async (lab) => {
+    const { expectUntouched } = trap(lab, `dm.pid.${process.pid}`);
+    const file = new PidFile(lab.path('dm.pid'));
+    file.publish();
+    expect(readFileSync(lab.path('dm.pid'), 'utf8')).toBe(`${process.pid}\n`);
+    expectUntouched();
+    file.remove();
+    expect(await lab.sh('mkfifo pipe; ls')).toBe('pipe\nvictim\n');
+    expect(() => new PidFile(lab.path('pipe'))).toThrow(/pipe: holds something else than a process id/);
+  });
+
+  mountTest('numbers for Prometheus are not written through a link', async (lab) => {
+    const { point } = await lab.mount({ args: ['--lanes', '1'] });
+    const { expectUntouched } = trap(lab, `.dm.prom.${process.pid}.new`);
+    await stats(point, undefined, { json: false, prometheus: true, output: lab.path('dm.prom') });
+    expect(readFileSync(lab.path('dm.prom'), 'utf8')).toContain('dmfuse_build_info');
+    expectUntouched();
+  });
+
+  mountTest('the state of a filter is not saved through a link', async (lab) => {
+    const { expectUntouched } = trap(lab, 'a.blksnap.new');
+    const saved = new SavedFilters(lab.folder);
+    await saved.save('a', 'blksnap', Buffer.from('state'));
+    expect(await saved.take('a', 'blksnap')).toEqual(Buffer.from('state'));
+    expectUntouched();
+  });
+
+  mountTest(
+    'a control file that is a link, as a mount of somebody else may have it, is not written',
+    async (lab) => {
+      const { expectUntouched } = trap(lab, 'suspended');
+      await expect(writeControl(lab.folder, 'suspended', '1')).rejects.toThrow(/suspended: ELOOP/);
+      expectUntouched();
+    },
+  );
+});
+
+mountTest('what others call their processes and files does nothing to a terminal', async (lab) => {
+  const { point, umount } = await lab.mount({ args: ['--lanes', '1'] });
+  const script = `
+import signal, sys
+open("/proc/self/comm", "w").write("\\x1b[2Jevil")
+with open(sys.argv[1]): print("open", flush=True); signal.pause()`;
+  const evil = lab.start('python3', ['-c', script, `${point}/snapshots/params/chunk_minimum_shift`]);
+  await evil.prints(/^open$/m);
+  const { stderr } = await lab.dmfuse('umount', point);
+  expect(stderr).toContain('(?[2Jevil)');
+  evil.kill();
+  await evil.ended;
+  await umount();
+  expect(printable('a\x1b[31m\tb\x9bc\nd é')).toBe('a?[31m?b?c\nd é');
 });

@@ -310,6 +310,21 @@ while True:
   });
 });
 
+mountTest('a mount that nobody waits for any more does not come up behind his back', async (lab) => {
+  const point = lab.makeFolder('mnt');
+  // The daemon waits for the end of its mount file.
+  await lab.sh('mkfifo slow.tab go');
+  const command = lab.startDmfuse('mount', point, '--tab', lab.path('slow.tab'));
+  const opened = lab.sh('exec 3>slow.tab; read -r _ <go');
+  await until(() => lab.daemons().length === 2, 'the daemon');
+  command.signal('SIGKILL');
+  await command.ended;
+  await lab.sh('echo >go');
+  await opened;
+  await until(() => lab.daemons().length === 0, 'the daemon to end');
+  expect(lab.fuseMounts()).toEqual([]);
+});
+
 describe('--pidfile', () => {
   mountTest(
     'holds the process id while the daemon serves, is refused to a second and gone with the first',
@@ -423,5 +438,20 @@ describe('a mount whose daemon was killed', () => {
     await lab.dmfuseOk('mount', '--replace', point);
     await lab.dmfuseOk('umount', point);
     expect(existsSync(`${point}/stays`)).toBe(true);
+  });
+
+  mountTest('and one that lives, under a mount of something else: neither is touched', async (lab) => {
+    const covered = await lab.mount({ args: ['--create', `a linear ${await image(lab, 'a.img')} 0`] });
+    await lab.sh(`mount -t tmpfs none ${covered.point}; mkdir ${covered.point}/stays`);
+    const commands = [['umount'], ['status'], ['mount'], ['mount', '--replace']];
+    for (const [index, command] of [...commands, ...commands].entries()) {
+      if (index === commands.length) await covered.killDaemon();
+      expect(await lab.refusal(...command, covered.point)).toBe(
+        `${covered.point}: a dmfuse mount, which a mount of type tmpfs covers; \`umount ${covered.point}\` takes that away`,
+      );
+      expect(existsSync(covered.path('stays'))).toBe(true);
+    }
+    await lab.ok('umount', covered.point);
+    await covered.umount();
   });
 });

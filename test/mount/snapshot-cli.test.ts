@@ -292,6 +292,16 @@ describe('file systems at the take', () => {
     await expectWritable(lab, fs);
   });
 
+  mountTest('a FUSE mount that calls itself by their device is none of them', async (lab) => {
+    const mount = await mountTargets(lab, 'a');
+    const { loop, fs } = await mountExt4(lab, mount);
+    const other = await lab.mount({ name: 'other', args: ['--source', loop, '--lanes', '1'] });
+    await prepare(lab, mount, 'a');
+    await lab.dmfuseOk('snapshot', 'take', mount.point, 's');
+    await expectWritable(lab, fs);
+    await other.umount();
+  });
+
   mountTest('one on a target that stands on one of the snapshot, too', async (lab) => {
     const mount = await mountTargets(lab, 'a');
     await mount.create('upper', 'linear @a 2048 1 no_passthrough');
@@ -668,8 +678,14 @@ describe('dmfuse snapshot run', () => {
     expect(await refused('store', '--grow', '4K')).toMatch(
       /--grow 4096: less than a chunk of the snapshot, which is 262144/,
     );
+    // What others have laid there is not trusted.
+    await lab.sh('touch theirs; chown 65534 theirs; ln -s empty link; chown -h 65534 link; ln -s empty mine');
+    for (const foreign of ['theirs', 'link']) {
+      expect(await refused(foreign)).toMatch(new RegExp(`/${foreign}: belongs to another user`));
+    }
     expect(filters(mount, 'a')).toEqual(['none']);
 
+    expect(await run(lab, mount, 'stat -c %s mine', ...options('mine')).ended).toMatchObject({ code: 0 });
     expect(await run(lab, mount, 'stat -c %s empty', ...options('empty')).ended).toMatchObject({
       code: 0,
       stdout: `${2 * 2 ** 24}\n`,

@@ -1,6 +1,7 @@
 /** `dmfuse stats` and `top`: what is counted is what was done, in every form in which it is told. */
 import { readdirSync, readFileSync } from 'node:fs';
-import { describe, expect } from 'vitest';
+import { describe, expect, test } from 'vitest';
+import { shared } from '../../mount/cli/metrics-server.js';
 import { parseExposition } from './exposition.js';
 import { setFile } from './filter-work.js';
 import { type Lab, MAIN, mountTest, type Running, suspend, until } from './harness.js';
@@ -246,6 +247,24 @@ describe('dmfuse stats', () => {
     server.signal('SIGTERM');
     expect(await server.ended).toMatchObject({ code: 0, stderr: '' });
     await lab.dmfuseOk('umount', point);
+  });
+
+  test('--listen: one reading serves all scrapes that come meanwhile, the next one is another', async () => {
+    const readings: ((error?: Error) => void)[] = [];
+    const read = shared(
+      () =>
+        new Promise<void>((resolve, reject) => readings.push((error) => (error ? reject(error) : resolve()))),
+    );
+    const first = Array.from({ length: 1000 }, () => read());
+    expect(readings).toHaveLength(1);
+    readings[0]!();
+    await Promise.all(first);
+    const failed = [read(), read()];
+    expect(readings).toHaveLength(2);
+    readings[1]!(new Error('gone'));
+    for (const one of failed) await expect(one).rejects.toThrow('gone');
+    void read();
+    expect(readings).toHaveLength(3);
   });
 
   mountTest(
