@@ -50,6 +50,8 @@ export interface DaemonOptions {
   readonly stateDir: string | undefined;
   /** A line for whoever runs the daemon. */
   readonly log: (line: string) => void;
+  /** All of `create` is made. Where this throws, nothing stays mounted. */
+  readonly onMade: () => void;
 }
 
 /** Mounts, creates what was asked for, and serves. Resolves when the mount answers; `ended` with the exit code. */
@@ -140,6 +142,7 @@ export async function startDaemon(options: DaemonOptions): Promise<{ ended: Prom
   lockProgram();
   try {
     for (const target of options.create) await createTarget(registry, target);
+    options.onMade();
   } catch (error) {
     // What was wrong with the table is news, whatever becomes of the mount.
     await unmount(mountPoint, { lazy: true }).then(

@@ -2,7 +2,7 @@
 
 /**
  * Rows as lines, each column as wide as its widest cell. `alignment` has a letter a column: `l` or `r`. Control characters, which the
- * name of a target may have, are shown as `?`.
+ * name of a snapshot may have, are shown as `?`.
  */
 export function columns(rows: readonly (readonly string[])[], alignment: string): string[] {
   const cells = rows.map((row) => row.map((cell) => cell.replace(/\p{Cc}/gu, '?')));

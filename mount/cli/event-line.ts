@@ -1,4 +1,5 @@
 /** A line of `events`: `name key=value… monotonic_ns=N`, where a value with blanks is a JSON string. */
+import { readSync } from 'node:fs';
 
 export interface EventLine {
   readonly name: string;
@@ -29,4 +30,15 @@ export function mayReadAgain(error: unknown): boolean {
   if (code === 'EINTR') return true;
   if (code === 'ENOENT') return false;
   throw error;
+}
+
+/** readSync of `events`: waits for the next one; 0 at the end of the stream. */
+export function readEvents(fd: number, buffer: Buffer): number {
+  for (;;) {
+    try {
+      return readSync(fd, buffer);
+    } catch (error) {
+      if (!mayReadAgain(error)) return 0;
+    }
+  }
 }

@@ -192,8 +192,7 @@ function printColumns(
   { json, noheadings }: ColumnOptions,
 ): void {
   const columns = fields.map((field) => {
-    const column = COLUMNS[field];
-    if (column) return { field, ...column };
+    if (Object.hasOwn(COLUMNS, field)) return { field, ...COLUMNS[field]! };
     throw new DmError('EINVAL', `-o ${field}: expected some of ${Object.keys(COLUMNS).join(', ')}`);
   });
   if (json) {

@@ -29,7 +29,8 @@ export async function serveMetrics(
   const read = shared(async () => await prometheusText(await readSample(mountPoint, name)));
   const server = createServer((request, response) => void answer(request, response, read));
   await new Promise<void>((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) =>
+    // Not once: later it is about one client, who is not served, and no reason to end.
+    server.on('error', (error: NodeJS.ErrnoException) =>
       reject(new DmError('EINVAL', `--listen: ${error.message}`)),
     );
     server.listen({ host, port }, resolve);

@@ -64,7 +64,7 @@ async function serve(
     for (const setting of options.param) setParameter(setting);
     const mountPoint = checkMountPoint(argument);
     const create = await targetsToCreate(options);
-    pidFile = options.pidfile === undefined ? undefined : new PidFile(resolve(options.pidfile));
+    pidFile = options.pidfile === undefined ? undefined : new PidFile(resolve(options.pidfile), mountPoint);
     ended = (
       await startDaemon({
         ...options,
@@ -73,11 +73,11 @@ async function serve(
         source: sourceOf(options),
         stateDir: options.stateDir === undefined ? undefined : resolve(options.stateDir),
         log,
+        onMade: () => pidFile?.publish(),
       })
     ).ended;
     // Whoever asked for the mount has been stopped meanwhile (Ctrl-C, a time limit): there is to be none.
     if (process.send && !process.connected) process.kill(process.pid, 'SIGTERM');
-    pidFile?.publish();
     notifyManager(
       `READY=1\nMAINPID=${process.pid}\nSTATUS=Serves ${create.length} targets at ${mountPoint}`,
       log,

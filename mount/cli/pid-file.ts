@@ -9,12 +9,14 @@ import {
   fstatSync,
   openSync,
   readFileSync,
+  realpathSync,
   renameSync,
   rmSync,
   statSync,
   unlinkSync,
   writeSync,
 } from 'node:fs';
+import { dirname } from 'node:path';
 import { DmError, messageOf } from '../../src/errors.js';
 import { libcFunction } from '../../src/libc.js';
 
@@ -25,21 +27,32 @@ export class PidFile {
   private readonly fd: number;
   private readonly draft: string;
 
-  /** Prepares the file at `path`, absolute. Throws EBUSY where a live daemon has one, EEXIST for what is no such file, and as open(2). */
-  constructor(private readonly path: string) {
+  /**
+   * Prepares the file at `path`, absolute. Throws EBUSY where a live daemon has one, EEXIST for what is no such file, EIO where it
+   * cannot be made, as below `mountPoint`: there the daemon would wait for itself.
+   */
+  constructor(
+    private readonly path: string,
+    mountPoint: string,
+  ) {
     refuseTaken(path);
     this.draft = `${path}.${process.pid}`;
+    let fd: number | undefined;
     try {
+      if (`${realpathSync(dirname(path))}/`.startsWith(`${mountPoint}/`))
+        throw new DmError('EINVAL', 'the mount will be there');
       // Anew: where others may write to the folder, it could be their link to any file.
       rmSync(this.draft, { force: true });
-      this.fd = openSync(this.draft, 'wx');
+      fd = openSync(this.draft, 'wx');
       // For everybody to read, whatever the daemon's umask is.
-      fchmodSync(this.fd, 0o644);
+      fchmodSync(fd, 0o644);
+      writeSync(fd, `${process.pid}\n`);
     } catch (error) {
+      if (fd !== undefined) unlinkSync(this.draft);
       throw new DmError('EIO', `the pid file ${path} cannot be made: ${messageOf(error)}`);
     }
-    writeSync(this.fd, `${process.pid}\n`);
-    tryLock(this.fd);
+    tryLock(fd);
+    this.fd = fd;
   }
 
   /** Lets it appear. Throws as rename(2). */

@@ -138,7 +138,7 @@ function scale(bytes: number): number {
   return bytes < 1 ? 0 : Math.min(4, Math.floor(Math.log2(bytes) / 10));
 }
 
-/** h:mm:ss, m:ss */
+/** Whole seconds as h:mm:ss, m:ss. */
 export function duration(seconds: number): string {
   const two = (n: number) => String(n).padStart(2, '0');
   const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];

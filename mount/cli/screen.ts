@@ -34,11 +34,13 @@ export class Lines {
   /** Undefined where it is to end before that: a mount that does not answer holds nobody here. */
   async orEnd<T>(work: Promise<T>): Promise<T | undefined> {
     const { signal } = this.abort;
-    const ended = new Promise<undefined>((resolve) => {
-      if (signal.aborted) resolve(undefined);
-      signal.addEventListener('abort', () => resolve(undefined), { once: true });
+    return await new Promise((resolve, reject) => {
+      const end = () => resolve(undefined);
+      if (signal.aborted) end();
+      signal.addEventListener('abort', end);
+      // Or every frame would leave a listener, and with it what it was made of.
+      work.then(resolve, reject).finally(() => signal.removeEventListener('abort', end));
     });
-    return await Promise.race([work, ended]);
   }
 
   close(): void {

@@ -5,7 +5,6 @@ import {
   lstatSync,
   openSync,
   readdirSync,
-  readSync,
   statSync,
   unlinkSync,
   writeSync,
@@ -16,7 +15,7 @@ import { DmError } from '../../src/errors.js';
 import { quoteWord } from '../../src/table.js';
 import { SNAPSHOTS } from '../tree/folder.js';
 import { daemonIsDead, explain, readControl, writeControl } from './control.js';
-import { mayReadAgain, parseEvent } from './event-line.js';
+import { parseEvent, readEvents } from './event-line.js';
 import { fileSystemOf, fileSystemsOn } from './file-systems.js';
 import { requireMount } from './find-mount.js';
 import { whileFrozen } from './freeze.js';
@@ -192,22 +191,12 @@ export function watch(mountArgument: string, name: string, { json }: { json: boo
   const fd = openSync(join(requireSnapshot(requireMount(mountArgument), name), 'events'), 'r');
   const buffer = Buffer.alloc(EVENTS_BYTES);
   let rest = '';
-  for (let length: number; (length = readWaiting(fd, buffer)) > 0; ) {
+  for (let length: number; (length = readEvents(fd, buffer)) > 0; ) {
     const lines = (rest + buffer.toString('latin1', 0, length)).split('\n');
     rest = lines.pop()!;
     for (const line of lines) {
       const text = Buffer.from(line, 'latin1').toString('utf8');
       if (!printLine(json ? eventJson(text) : text)) return;
-    }
-  }
-}
-
-function readWaiting(fd: number, buffer: Buffer): number {
-  for (;;) {
-    try {
-      return readSync(fd, buffer);
-    } catch (error) {
-      if (!mayReadAgain(error)) return 0;
     }
   }
 }

@@ -117,9 +117,8 @@ function hydrationOf({ status: { clone } }: TargetSample, rates: Rates | undefin
   const percent = `${((100 * hydratedRegions) / regions).toFixed(1)}% hydrated${failure}`;
   const rate = rates?.hydratedBytesPerSecond ?? 0;
   if (rate === 0) return [percent];
-  return [
-    `${percent}, ${size(rate)}/s, ${duration(((regions - hydratedRegions) * regionBytes) / rate)} left`,
-  ];
+  const seconds = Math.ceil(((regions - hydratedRegions) * regionBytes) / rate);
+  return [`${percent}, ${size(rate)}/s, ${duration(seconds)} left`];
 }
 
 function snapshotOf(

@@ -1,5 +1,5 @@
 /** `dmfuse umount`: refuses while a device is open and says by whom; waits until the daemon has flushed and gone. */
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, errnoOf } from '../../src/errors.js';
@@ -72,10 +72,18 @@ export function isAlive(pid: number): boolean {
 export function loopsOn(mountPoint: string): { device: string; file: string }[] {
   const names = readdirSync('/sys/block').filter((block) => block.startsWith('loop'));
   return names.flatMap((name) => {
-    const attribute = `/sys/block/${name}/loop/backing_file`;
-    const file = existsSync(attribute) ? readFileSync(attribute, 'utf8').trim() : '';
+    const file = backingFile(name);
     return isInside(file, mountPoint) ? [{ device: `/dev/${name}`, file }] : [];
   });
+}
+
+/** What a loop device is on; '' where it is on nothing, or is being detached just now. */
+function backingFile(loop: string): string {
+  try {
+    return readFileSync(`/sys/block/${loop}/loop/backing_file`, 'utf8').trim();
+  } catch {
+    return '';
+  }
 }
 
 /** `FILE by WHOM`, for each file of the mount that is open or somebody's working directory. */

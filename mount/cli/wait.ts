@@ -1,9 +1,9 @@
 /** `dmfuse wait`: until a target has had an event. */
-import { closeSync, constants, openSync, readSync } from 'node:fs';
+import { closeSync, constants, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { DmError } from '../../src/errors.js';
 import { explain, requireTarget } from './control.js';
-import { parseEvent } from './event-line.js';
+import { parseEvent, readEvents } from './event-line.js';
 import { requireMount } from './find-mount.js';
 import { print, printJson } from './output.js';
 
@@ -31,7 +31,7 @@ function eventAfter(folder: string, after: number | undefined): { line: string; 
     polling.drain();
     const atLeast = after ?? polling.count;
     for (; polling.count <= atLeast; polling.drain()) {
-      if (readSync(waiting, Buffer.alloc(BUFFER_BYTES)) === 0) {
+      if (readEvents(waiting, Buffer.alloc(BUFFER_BYTES)) === 0) {
         throw new DmError('ENOENT', `${folder}: the target was removed`);
       }
     }
@@ -55,7 +55,7 @@ class EventReader {
     const buffer = Buffer.alloc(BUFFER_BYTES);
     let text = '';
     try {
-      for (let length: number; (length = readSync(this.fd, buffer)) > 0; )
+      for (let length: number; (length = readEvents(this.fd, buffer)) > 0; )
         text += buffer.toString('utf8', 0, length);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;

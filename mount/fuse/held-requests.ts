@@ -3,7 +3,7 @@
  * few, and one after the other is soon enough; those that come later are served by the lanes again.
  */
 import { failDevice } from '../device-io.js';
-import { serveDevice } from '../lanes/device-requests.js';
+import { countTime, serveDevice } from '../lanes/device-requests.js';
 import type { MainDevices } from '../main-devices.js';
 import type { Served } from '../transport.js';
 import { folderIdOf } from '../tree/nodes.js';
@@ -36,8 +36,10 @@ export class HeldRequests {
     }
     let errno = 0;
     let length = 0;
+    const began = performance.now();
     try {
       length = serveDevice(device, request, this.body);
+      countTime(device, request, performance.now() - began);
     } catch (error) {
       const operation = operationOf(request.opcode)?.name ?? '';
       const offset = request.opcode === Opcode.FSYNC ? undefined : request.bodyU64(8);

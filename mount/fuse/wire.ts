@@ -16,8 +16,6 @@ export const MAX_PAGES = MAX_IO_BYTES / 4096;
 /** The kernel refuses to hand a request to a smaller buffer: one WRITE and its headers. */
 export const REQUEST_BUFFER_BYTES = MAX_IO_BYTES + 4096;
 
-export const ROOT_NODE = 1;
-
 // struct fuse_in_header { u32 len; u32 opcode; u64 unique; u64 nodeid; u32 uid; u32 gid; u32 pid; u32 extra }
 export const IN_HEADER_BYTES = 40;
 // struct fuse_out_header { u32 len; s32 error; u64 unique }

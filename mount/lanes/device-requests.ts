@@ -38,8 +38,13 @@ export function serveDevice(device: ServedDevice, request: Request, body: Uint8A
   }
 }
 
-/** What a request is timed as; undefined for one that only asks. */
-export function timedOpOf(request: Request): TimedOp | undefined {
+/** Counts what a request took; one that only asks is not timed. */
+export function countTime({ stats }: ServedDevice, request: Request, milliseconds: number): void {
+  const op = timedOpOf(request);
+  if (op) stats.time(op, milliseconds);
+}
+
+function timedOpOf(request: Request): TimedOp | undefined {
   switch (request.opcode) {
     case Opcode.READ:
       return 'read';

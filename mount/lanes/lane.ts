@@ -19,7 +19,7 @@ import {
 } from '../fuse/wire.js';
 import { Outputs } from '../outputs.js';
 import { Crew } from './crew.js';
-import { serveDevice, timedOpOf } from './device-requests.js';
+import { countTime, serveDevice } from './device-requests.js';
 import {
   type DeviceDescription,
   type FromLane,
@@ -106,15 +106,10 @@ function serveData(operation: Operation): boolean {
   } finally {
     const took = crew.end();
     // Before the answer: who has it finds itself counted.
-    if (device && errno === 0) countTime(device, took);
+    if (device && errno === 0) countTime(device, request, took);
   }
   answer(errno, bytes);
   return true;
-}
-
-function countTime({ stats }: ServedDevice, milliseconds: number): void {
-  const op = timedOpOf(request);
-  if (op) stats.time(op, milliseconds);
 }
 
 function answer(errno: number, bodyBytes: number): void {

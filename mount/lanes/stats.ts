@@ -2,8 +2,8 @@
  * I/O counters of a target and the latencies of its requests: a row of doubles for each lane, written by that lane alone, so
  * nothing needs an atomic operation; main adds the rows up. A double of one aligned word is never torn.
  *
- * The latency of a request is the time from when its lane has it until the reply is ready: what it waits for a free lane, and
- * what the kernel takes to carry it, is not in it. Requests that fail are counted as errors and have no latency.
+ * The latency of a request is the time from when its lane has it until the reply is ready: what it waits for a free lane or for
+ * its device to be resumed, and what the kernel takes to carry it, is not in it. Requests that fail are counted as errors and have no latency.
  */
 import { BUCKETS, bucketOf, upperMicroseconds } from './histogram.js';
 

@@ -31,6 +31,7 @@ export interface FilesContext {
 export function filesOf(slot: Slot, context: FilesContext): TreeFile[] {
   const { registry, passthrough, snapshots } = context;
   const isLive = slot.live !== undefined;
+  const { ofTarget, ofFilters } = declaredFiles(slot, registry);
   const common: TreeFile[] = [
     {
       name: 'device',
@@ -76,27 +77,9 @@ export function filesOf(slot: Slot, context: FilesContext): TreeFile[] {
       read: () => `${slot.removal}\n`,
       write: (text) => registry.setRemoval(slot, text.trim()),
     }),
-    textFile('message', { write: (text) => obey(ownFiles, live(slot), text) }, isLive),
+    textFile('message', { write: (text) => obey([...ofTarget, ...ofFilters], live(slot), text) }, isLive),
     textFile('latency', { read: () => latencyText(sumLatencies(live(slot).stats)) }, isLive),
   ];
-  // What is told to a target may be I/O of its own.
-  const subject = <T>(subjectOf: () => T) => ({ of: subjectOf, mayChange: () => registry.refuseHeld(slot) });
-  const ofTarget = (slot.live?.type.files ?? []).map((file) =>
-    controlFile(
-      file,
-      subject(() => live(slot).target),
-    ),
-  );
-  const ofFilters = filterTypes().flatMap((type) =>
-    type.files.map((file) =>
-      controlFile(
-        file,
-        subject(() => attached(slot, type.name)),
-        slot.live?.filter?.type === type,
-      ),
-    ),
-  );
-  const ownFiles = [...ofTarget, ...ofFilters];
   const isTracked = slot.live?.filter?.type.name === blksnap.name;
   const snapshot = textFile(
     'snapshot',
@@ -104,6 +87,21 @@ export function filesOf(slot: Slot, context: FilesContext): TreeFile[] {
     isTracked,
   );
   return [...common, snapshot, ...ofFilters, ...ofTarget];
+}
+
+/** What the type of the target declares, and all types of filters, attached or not. */
+function declaredFiles(slot: Slot, registry: Registry): { ofTarget: TreeFile[]; ofFilters: TreeFile[] } {
+  // What is told to a target may be I/O of its own.
+  const mayChange = () => registry.refuseHeld(slot);
+  const target = { of: () => live(slot).target, mayChange };
+  return {
+    ofTarget: (slot.live?.type.files ?? []).map((file) => controlFile(file, target)),
+    ofFilters: filterTypes().flatMap((type) => {
+      const filter = { of: () => attached(slot, type.name), mayChange };
+      const isShown = slot.live?.filter?.type === type;
+      return type.files.map((file) => controlFile(file, filter, isShown));
+    }),
+  };
 }
 
 /** What a declared file works on; both throw the reason why not. */
@@ -137,15 +135,16 @@ function suspendOrResume(text: string): 'suspend' | 'resume' {
 /** `dmsetup message`: what the type calls a message, or the name of one of its files and what is written to it. */
 async function obey(files: readonly TreeFile[], { type }: LiveTarget, text: string): Promise<void> {
   const [, word = '', rest = ''] = /^\s*(\S+)\s*(.*)$/s.exec(text) ?? [];
-  const [name, value] = type.messages?.[word] ?? [word, rest];
+  const meant = type.messages?.get(word);
+  const [name, value] = meant ?? [word, rest];
   const file = files.find(
     (candidate) => candidate.isShown && candidate.name === name && candidate.text?.write,
   );
-  if (!file || (type.messages?.[word] && rest !== '')) {
+  if (!file || (meant && rest !== '')) {
     const known = files
       .filter(({ isShown, text: content }) => isShown && content?.write)
       .map((each) => each.name);
-    const words = [...Object.keys(type.messages ?? {}), ...known];
+    const words = [...(type.messages?.keys() ?? []), ...known];
     throw new DmError(
       'EINVAL',
       `message \`${text}\`: expected one of ${words.join(', ') || 'none: the target has no messages'}`,

@@ -114,7 +114,7 @@ export interface TargetType<Descriptor = unknown, T extends Target = Target> {
    */
   grow?(descriptor: Descriptor, context: GrowContext): Descriptor | undefined;
   /** Messages (`dmsetup message`) that mean a text for one of its control files. Any other begins with the name of one. */
-  readonly messages?: Readonly<Record<string, readonly [file: string, text: string]>>;
+  readonly messages?: ReadonlyMap<string, readonly [file: string, text: string]>;
   /** What the target adds to the common control files. */
   readonly files: readonly ControlFile<T>[];
 }

@@ -151,13 +151,15 @@ describe('in a folder where others may write', () => {
 
   mountTest('a pid file is not written through a link, and a pipe is none', async (lab) => {
     const { expectUntouched } = trap(lab, `dm.pid.${process.pid}`);
-    const file = new PidFile(lab.path('dm.pid'));
+    const file = new PidFile(lab.path('dm.pid'), lab.path('mnt'));
     file.publish();
     expect(readFileSync(lab.path('dm.pid'), 'utf8')).toBe(`${process.pid}\n`);
     expectUntouched();
     file.remove();
     expect(await lab.sh('mkfifo pipe; ls')).toBe('pipe\nvictim\n');
-    expect(() => new PidFile(lab.path('pipe'))).toThrow(/pipe: holds something else than a process id/);
+    expect(() => new PidFile(lab.path('pipe'), lab.path('mnt'))).toThrow(
+      /pipe: holds something else than a process id/,
+    );
   });
 
   mountTest('numbers for Prometheus are not written through a link', async (lab) => {

@@ -5,6 +5,7 @@ import { parseListen } from '../../mount/cli/commands/stats.js';
 import { difference, ratesBetween } from '../../mount/cli/rates.js';
 import type { TargetSample } from '../../mount/cli/sample.js';
 import { parseStatusLine } from '../../mount/cli/status-line.js';
+import { frame } from '../../mount/cli/top.js';
 import { BUCKETS, bucketOf, quantile, upperMicroseconds } from '../../mount/lanes/histogram.js';
 import {
   createStats,
@@ -178,8 +179,15 @@ describe('rates', () => {
     const clone = (hydrated: number) =>
       parseStatusLine(`0 1048576 clone 8 5/1024 128 ${hydrated}/8192 0 0 0 rw`)!;
     const [old, now] = [sampleOf([[], [], []], 1), sampleOf([[], [], []], 3)];
-    const rates = ratesBetween({ ...old, status: clone(10) }, { ...now, status: clone(30) });
-    expect(rates?.hydratedBytesPerSecond).toBe(10 * 65_536);
+    const [before, after] = [
+      { ...old, status: clone(10) },
+      { ...now, status: clone(30) },
+    ];
+    expect(ratesBetween(before, after)?.hydratedBytesPerSecond).toBe(10 * 65_536);
+    // 816.2 seconds.
+    const mount = { mountPoint: '/mnt', version: '', empty: [], snapshots: [] };
+    const lines = frame({ ...mount, targets: [after] }, { ...mount, targets: [before] });
+    expect(lines.at(-1)).toMatch(/ 0\.4% hydrated, 640 KiB\/s, 13:37 left$/);
   });
 });
 

@@ -1,5 +1,5 @@
 /** What makes and keeps mounts where nobody types: fstab, systemd, pid files, and what follows a daemon that was killed. */
-import { chmodSync, existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { helperArguments } from '../../mount/cli/mount-helper.js';
 import { type Lab, MAIN, mountTest, type Running, until, withoutWarning } from './harness.js';
@@ -364,7 +364,31 @@ describe('--pidfile', () => {
     writeFileSync(lab.path('notes'), 'mine');
     expect(await lab.refusal('mount', point, '--pidfile', lab.path('notes'))).toMatch(/something else than/);
     expect(readFileSync(lab.path('notes'), 'utf8')).toBe('mine');
+    const folder = lab.makeFolder('folder');
+    expect(await lab.refusal('mount', point, '--pidfile', folder)).toMatch(/something else than/);
     expect(await lab.refusal('mount', point, '--pidfile', lab.path('none/x'))).toMatch(/x cannot be made/);
+    for (const file of [`${point}/x`, `${folder}/../mnt/x`]) {
+      expect(await lab.refusal('mount', point, '--pidfile', file)).toMatch(
+        /x cannot be made: the mount will be there$/,
+      );
+    }
+    await expectNothingLeft(lab);
+  });
+
+  mountTest('that cannot appear leaves no mount', async (lab) => {
+    const [point, folder] = [lab.makeFolder('mnt'), lab.makeFolder('folder')];
+    // There the daemon waits with the last target.
+    await lab.sh('mkdir state; mkfifo state/a.blksnap; truncate -s 1M a.img');
+    const table = `a linear ${lab.path('a.img')} 0`;
+    const mounting = lab.startDmfuse(
+      ...['mount', point, '--pidfile', `${folder}/x`, '--state-dir', lab.path('state'), '--create', table],
+    );
+    await until(() => readdirSync(folder).length > 0, 'the draft of the pid file');
+    await lab.sh(`rm -r ${folder}; : >state/a.blksnap`);
+    expect(await mounting.ended).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^dmfuse: ENOENT: /),
+    });
     await expectNothingLeft(lab);
   });
 });

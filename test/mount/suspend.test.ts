@@ -98,6 +98,9 @@ describe('suspend', () => {
     expect(mount.stats('fsync').flushes).toBe(1);
     expect(mount.stats('punch').discards).toBe(1);
     expect(mount.stats('zero').zeroes).toBe(1);
+    const operations = { read: 'read', write: 'write', fsync: 'flush', punch: 'discard', zero: 'zeroes' };
+    for (const [name, operation] of Object.entries(operations))
+      expect(mount.read(`${name}/latency`)).toMatch(new RegExp(`^${operation} count 1$`, 'm'));
   });
 
   mountTest(

@@ -1,5 +1,5 @@
 /** dmsetup's verbs as a user meets them: plain, with --json, in columns. Suspend and resume are suspend.test.ts. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { rename, rmdir } from 'node:fs/promises';
 import { describe, expect } from 'vitest';
 import { cloneTable, hydrationOf, makeTargetFiles } from './clone-work.js';
@@ -83,6 +83,9 @@ v2    2048     @base,${at('m2')},${at('d2')}
     );
     const { targets } = await json(lab, 'ls', point, '-o', 'name,open,table');
     expect(targets[1]).toEqual({ name: 'b', open: 0, table: '0 2040 linear @a 8' });
+    expect(await lab.refusal('ls', point, '-o', 'constructor')).toMatch(
+      /^-o constructor: expected some of name,/,
+    );
     expect(await lab.refusal('ls', point, '-o', 'name,size')).toBe(
       '-o size: expected some of name, type, state, sectors, open, events, filter, removal, deps, table',
     );
@@ -213,6 +216,9 @@ describe('message', () => {
     expect(await lab.refusal('message', point, 'k', '0', 'frobnicate')).toBe(
       'message `frobnicate`: expected one of enable_hydration, disable_hydration, hydration, hydration_threshold, hydration_batch_size',
     );
+    expect(await lab.refusal('message', point, 'k', '0', 'constructor')).toMatch(
+      /^message `constructor`: expected one of enable_hydration, /,
+    );
     expect(await lab.refusal('message', point, 'k', '0', 'enable_hydration', 'now')).toMatch(
       /^message `enable_hydration now`/,
     );
@@ -229,14 +235,23 @@ describe('message', () => {
 
 describe('wait', () => {
   /** Waits are under way: each has both its streams open. */
-  const listening = (lab: Lab, waits: readonly Running[]) =>
-    until(async () => {
-      const open = waits.map(({ pid }) => lab.sh(`ls -l /proc/${pid}/fd | { grep -c /events || true; }`));
-      const asleep = waits.map(
-        ({ pid }) => readFileSync(`/proc/${pid}/wchan`, 'utf8') === 'request_wait_answer',
-      );
-      return (await Promise.all(open)).every((count) => Number(count) === 2) && asleep.every(Boolean);
-    }, 'the waits to wait');
+  const listening = (waits: readonly Running[]) =>
+    until(
+      () =>
+        waits.every(
+          ({ pid }) =>
+            streamsOf(pid) === 2 && readFileSync(`/proc/${pid}/wchan`, 'utf8') === 'request_wait_answer',
+        ),
+      'the waits to wait',
+    );
+  const streamsOf = (pid: number) =>
+    readdirSync(`/proc/${pid}/fd`).filter((fd) => {
+      try {
+        return readlinkSync(`/proc/${pid}/fd/${fd}`).endsWith('/events');
+      } catch {
+        return false; // closed just now
+      }
+    }).length;
 
   /** Raises an event: a refused line. */
   const provoke = async (mount: Mount, line: string) =>
@@ -251,7 +266,7 @@ describe('wait', () => {
       const waits = ['x', 'x', 'x 1', 'x 2'].map((words) =>
         lab.startDmfuse('wait', point, ...words.split(' '), '--json'),
       );
-      await listening(lab, waits);
+      await listening(waits);
       await provoke(mount, 'second');
       for (const { ended } of waits.slice(0, 3)) {
         expect(JSON.parse((await ended).stdout)).toMatchObject({
@@ -260,7 +275,7 @@ describe('wait', () => {
           fields: { file: 'filter', reason: expect.stringContaining('`second`') },
         });
       }
-      await listening(lab, waits.slice(3));
+      await listening(waits.slice(3));
       await provoke(mount, 'third');
       expect(JSON.parse((await waits[3]!.ended).stdout)).toMatchObject({ eventNr: 3 });
       // What there is already is not waited for.
@@ -278,7 +293,7 @@ describe('wait', () => {
       });
 
       const last = [lab.startDmfuse('wait', point, 'x'), lab.startDmfuse('wait', point, 'x', '2000')];
-      await listening(lab, last);
+      await listening(last);
       await rmdir(mount.path('x'));
       for (const { ended } of last) {
         expect(await ended).toMatchObject({
@@ -288,6 +303,31 @@ describe('wait', () => {
       }
     },
   );
+
+  mountTest('with fuse-native too, where no read waits for long', async (lab) => {
+    const table = `x linear ${await image(lab, 'x.img')} 0`;
+    const mount = await lab.mount({ args: ['--transport', 'fuse-native', '--create', table] });
+    const wait = lab.startDmfuse('wait', mount.point, 'x');
+    await listening([wait]);
+    const sleeps = () =>
+      /^voluntary_ctxt_switches:.*/m.exec(readFileSync(`/proc/${wait.pid}/status`, 'utf8'))![0];
+    const before = sleeps();
+    await until(() => !wait.isRunning || sleeps() !== before, 'the read to begin anew');
+    await provoke(mount, 'first');
+    expect(await wait.ended).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('`first`'),
+      stderr: '',
+    });
+
+    const last = lab.startDmfuse('wait', mount.point, 'x');
+    await listening([last]);
+    await rmdir(mount.path('x'));
+    expect(await last.ended).toMatchObject({
+      code: 1,
+      stderr: `dmfuse: ${mount.path('x')}: the target was removed\n`,
+    });
+  });
 });
 
 describe('rename', () => {

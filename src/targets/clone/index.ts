@@ -104,7 +104,10 @@ export const clone: TargetType<CloneDescriptor, CloneTarget> = {
   },
 
   // As the kernel's.
-  messages: { enable_hydration: ['hydration', '1'], disable_hydration: ['hydration', '0'] },
+  messages: new Map([
+    ['enable_hydration', ['hydration', '1']],
+    ['disable_hydration', ['hydration', '0']],
+  ]),
 
   open(descriptor, context) {
     return new CloneTarget(descriptor, context);
