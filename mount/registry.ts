@@ -21,7 +21,7 @@ import { Identity, type SavedFilters } from './saved-filters.js';
 import type { LiveTarget, Slot } from './slot.js';
 import { Suspension } from './suspension.js';
 import { EventLog } from './tree/events.js';
-import { SNAPSHOTS } from './tree/folder.js';
+import { NAME_BYTES_MAX, NAME_RULE, SNAPSHOTS } from './tree/folder.js';
 
 export interface RegistryOptions {
   readonly mountPoint: string;
@@ -52,7 +52,6 @@ export interface RegistryOptions {
   readonly nameGone: (name: string) => void;
 }
 
-const NAME_BYTES_MAX = 128;
 const RELEASE_WAIT_MS = 1000;
 const RELEASE_POLL_MS = 5;
 
@@ -415,10 +414,7 @@ export class Registry {
       Buffer.byteLength(name) > NAME_BYTES_MAX ||
       name === SNAPSHOTS
     ) {
-      throw new DmError(
-        'EINVAL',
-        `\`${name}\` cannot name a target: no blanks, no leading dot or @, not ${SNAPSHOTS}`,
-      );
+      throw new DmError('EINVAL', `\`${name}\` cannot name a target: ${NAME_RULE}`);
     }
   }
 

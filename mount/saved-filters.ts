@@ -6,10 +6,11 @@
  * whoever writes to a file meanwhile changes those. A block device has none, nor has a device that stands on another target, so
  * theirs are not saved.
  */
-import { type BigIntStats, fstatSync } from 'node:fs';
+import { accessSync, type BigIntStats, constants, existsSync, fstatSync, mkdirSync, statSync } from 'node:fs';
 import { mkdir, open, readFile, rename, rm, unlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { DmError, type ErrnoName, messageOf } from '../src/errors.js';
 import type { Backing } from '../src/targets/target.js';
 
 /** Times of change are as coarse as a tick of the kernel's clock, 10 ms at most: of two changes in one, the second may not show. */
@@ -48,6 +49,25 @@ export class Identity {
 
 function partOf({ dev, ino, size, mtimeNs, ctimeNs }: BigIntStats): string {
   return `${dev}:${ino} size=${size} mtime=${mtimeNs} ctime=${ctimeNs}`;
+}
+
+/** Makes the folder where it is missing. Throws where nothing could be saved in it. */
+export function prepareStateDir(folder: string): void {
+  try {
+    makeFolder(folder);
+    if (!statSync(folder).isDirectory()) throw new Error('not a directory');
+    accessSync(folder, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    const { code = 'ENOTDIR' } = error as { code?: ErrnoName };
+    throw new DmError(code, `--state-dir ${folder}: nothing can be saved there: ${messageOf(error)}`);
+  }
+}
+
+/** By hand: Node's own `recursive` never ends where mkdir(2) says ENOENT of a folder whose parent is there, as in /proc. */
+function makeFolder(path: string): void {
+  if (existsSync(path)) return;
+  makeFolder(dirname(path));
+  mkdirSync(path, { mode: 0o700 });
 }
 
 export class SavedFilters {

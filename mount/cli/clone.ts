@@ -9,7 +9,7 @@ import { hydratedRuns, readImage } from '../../src/targets/clone/image.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { requireMount } from './find-mount.js';
 import { withImage } from './images.js';
-import { EXIT_DAMAGED, EXIT_NOTHING_THERE, printJson, say } from './output.js';
+import { EXIT_DAMAGED, EXIT_NOTHING_THERE, note, printJson, say } from './output.js';
 import { type ProgressFlags, withProgress } from './progress.js';
 import { Interrupted } from './signals.js';
 
@@ -20,7 +20,17 @@ const NO_METADATA = 'no metadata: block 0 is zero, a clone would format it';
 
 export async function dumpMetadata(path: string, { json }: { json: boolean }): Promise<void> {
   await withImage(path, 'read', (device) => {
-    const image = naming(path, () => readImage(device));
+    let damage: BlockDamage | undefined;
+    const image = naming(path, () =>
+      readImage(device, (found) => {
+        damage ??= found;
+      }),
+    );
+    if (damage) {
+      process.exitCode = EXIT_DAMAGED;
+      note(`${path}: metadata block ${damage.block}: ${damage.problem}; \`dmfuse clone check\` lists all`);
+      return;
+    }
     if (!image) {
       process.exitCode = EXIT_NOTHING_THERE;
       if (json) printJson({ state: 'no-metadata' });

@@ -3,7 +3,7 @@ import { closeSync, constants, openSync, readFileSync, readSync, statSync } from
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DmError, type ErrnoName } from '../../src/errors.js';
-import { SNAPSHOTS } from '../tree/folder.js';
+import { NAME_RULE, SNAPSHOTS } from '../tree/folder.js';
 import { parseEvent } from './event-line.js';
 import { requireMount } from './find-mount.js';
 import { readMountInfo } from './mount-info.js';
@@ -13,7 +13,7 @@ const EVENTS_BYTES = 65_536;
 /** Where a target is, or would be. */
 export function targetFolder(mountArgument: string, name: string): string {
   if (name === '' || name.includes('/'))
-    throw new DmError('EINVAL', `\`${name}\` is not the name of a target`);
+    throw new DmError('EINVAL', `\`${name}\` cannot name a target: ${NAME_RULE}`);
   return join(requireMount(mountArgument), name);
 }
 
@@ -37,10 +37,13 @@ export function isThere(path: string, mountPoint: string): boolean {
   }
 }
 
-/** For `explain`. */
+/** For `explain`: why nobody answers, or nobody answers us. */
 export function daemonIsDead(mountPoint: string): Partial<Record<ErrnoName, string>> {
   const remedy = `\`dmfuse umount ${mountPoint}\` clears it away, \`dmfuse mount --replace ${mountPoint} …\` mounts anew`;
-  return { ENOTCONN: `its daemon is dead; ${remedy}` };
+  return {
+    ENOTCONN: `its daemon is dead; ${remedy}`,
+    EACCES: "permission denied: it is another user's, who lets others in with --allow-other and chmod",
+  };
 }
 
 /** An error of a system call, with a sentence where there is one for its errno. */

@@ -1,5 +1,4 @@
 /** `dmfuse map`: a picture of what is where on a live target. */
-import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { DmError } from '../../src/errors.js';
 import { CELLS_MAX } from '../../src/shared/cells.js';
@@ -12,6 +11,7 @@ import { layOut } from './picture/layout.js';
 import { changesPanel, type Looked, ownPanel, type Panel, type Subject } from './picture/sources.js';
 import { TEXT_CELLS_MAX, textOf } from './picture/text.js';
 import { withProgress } from './progress.js';
+import { replaceFile } from './replace-file.js';
 
 export interface MapOptions {
   readonly output?: string;
@@ -49,7 +49,7 @@ export async function drawMap(mountArgument: string, name: string, options: MapO
         ? (await import('./picture/svg.js')).paintSvg(picture)
         : (await import('./picture/png.js')).paintPng(picture);
     if (output === undefined || output === '-') process.stdout.write(content);
-    else writeFileSync(output, content);
+    else await replaceFile(output, content);
   }
 }
 

@@ -64,6 +64,8 @@ async function serve(
     for (const setting of options.param) setParameter(setting);
     const mountPoint = checkMountPoint(argument);
     const create = await targetsToCreate(options);
+    const stateDir = options.stateDir === undefined ? undefined : resolve(options.stateDir);
+    if (stateDir !== undefined) (await import('../saved-filters.js')).prepareStateDir(stateDir);
     pidFile = options.pidfile === undefined ? undefined : new PidFile(resolve(options.pidfile), mountPoint);
     ended = (
       await startDaemon({
@@ -71,7 +73,7 @@ async function serve(
         mountPoint,
         create,
         source: sourceOf(options),
-        stateDir: options.stateDir === undefined ? undefined : resolve(options.stateDir),
+        stateDir,
         log,
         onMade: () => pidFile?.publish(),
       })

@@ -34,7 +34,10 @@ export function print(text: string): void {
 
 /** Shows a line that replaces the one before, for people who watch a terminal; nothing for everybody else. */
 export function showProgress(line: string): void {
-  if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${line}`);
+  if (!process.stderr.isTTY) return;
+  // A line that breaks could not be replaced. Some terminals do not know how wide they are: 0.
+  const width = process.stderr.columns || Number.POSITIVE_INFINITY;
+  process.stderr.write(`\r\x1b[K${line.slice(0, width - 1)}`);
 }
 
 /** Prints a result, in place of the progress. */

@@ -60,7 +60,6 @@ export async function withProgress<T>(
   const interrupt = (name: 'SIGINT' | 'SIGTERM') => {
     signal = name;
   };
-  // Caught also where it is silent: it would open Node's debugger.
   process.on('SIGUSR1', tell);
   if (interruptible) process.on('SIGINT', interrupt).on('SIGTERM', interrupt);
   try {

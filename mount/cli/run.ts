@@ -9,6 +9,8 @@ const EXIT_USAGE = 64;
 
 /** Resolves to its exit code. Actions resolve to an exit code, or to nothing for 0. */
 export async function run(): Promise<number> {
+  // Else it opens Node's debugger, a port on which anybody of this machine may have code run with our rights.
+  process.on('SIGUSR1', () => {});
   try {
     await program(VERSION).parseAsync();
     return typeof process.exitCode === 'number' ? process.exitCode : 0;

@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, readFileSync, unlinkSync, writeFileSync } from '
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DmError } from '../../src/errors.js';
+import { explain } from './control.js';
 import { say } from './output.js';
 
 /** By it a file is known as one of these. */
@@ -29,17 +30,28 @@ const FILES: readonly ServiceFile[] = [
 export function installServices({ root, remove }: { root: string; remove: boolean }): void {
   const files = FILES.map((file) => ({ ...file, at: join(root, file.path) }));
   for (const { at } of files) refuseForeign(at);
-  for (const { at, mode, text } of files) {
-    if (remove) {
-      if (!existsSync(at)) continue;
-      unlinkSync(at);
-      say(`removed ${at}`);
-    } else {
-      mkdirSync(dirname(at), { recursive: true });
-      writeFileSync(at, text(process.execPath), { mode });
-      say(`wrote ${at}`);
+  for (const file of files) {
+    try {
+      if (remove) takeAway(file.at);
+      else write(file);
+    } catch (error) {
+      throw explain(error, file.at, {
+        EACCES: 'permission denied: run it as root, or have it written below another directory with --root',
+      });
     }
   }
+}
+
+function takeAway(at: string): void {
+  if (!existsSync(at)) return;
+  unlinkSync(at);
+  say(`removed ${at}`);
+}
+
+function write({ at, mode, text }: ServiceFile & { at: string }): void {
+  mkdirSync(dirname(at), { recursive: true });
+  writeFileSync(at, text(process.execPath), { mode });
+  say(`wrote ${at}`);
 }
 
 function refuseForeign(path: string): void {

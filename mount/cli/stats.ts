@@ -1,15 +1,13 @@
 /** `dmfuse stats`: counters and latencies of targets, for people, for programs, and for Prometheus. */
-import { rename, rm, writeFile } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
 import { upperMicroseconds } from '../lanes/histogram.js';
 import { TIMED_OPS, type TimedOp } from '../lanes/stats.js';
 import { columns, shortTime } from './columns.js';
-import { explain } from './control.js';
 import { requireMount } from './find-mount.js';
 import type { ListenAddress } from './metrics-server.js';
 import { printJson } from './output.js';
 import { size } from './progress.js';
 import { quantiles } from './rates.js';
+import { replaceFile } from './replace-file.js';
 import { readSample, type TargetSample } from './sample.js';
 
 export interface StatsOptions {
@@ -69,19 +67,4 @@ function jsonOf({ name, status, counters, open, inFlight, isPassedThrough, laten
     ...{ name, ...status, open, inFlight, isPassedThrough, stats: counters },
     latency: Object.fromEntries(TIMED_OPS.map((op) => [op, latencyOf(op)])),
   };
-}
-
-/** Who reads `path` finds the old text or the new one, whole. */
-async function replaceFile(path: string, text: string): Promise<void> {
-  // Of another ending: node_exporter reads all *.prom of the folder.
-  const draft = join(dirname(path), `.${basename(path)}.${process.pid}.new`);
-  try {
-    // Anew: where others may write to the folder, it could be their link to any file.
-    await rm(draft, { force: true });
-    await writeFile(draft, text, { flag: 'wx' });
-    await rename(draft, path);
-  } catch (error) {
-    await rm(draft, { force: true });
-    throw explain(error, path, { ENOENT: 'there is no such folder', EISDIR: 'is a folder' });
-  }
 }

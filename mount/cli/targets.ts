@@ -3,12 +3,12 @@ import { mkdirSync, readFileSync, renameSync, rmdirSync, statSync } from 'node:f
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DmError, type ErrnoName, errnoOf } from '../../src/errors.js';
-import { SNAPSHOTS } from '../tree/folder.js';
+import { NAME_RULE, SNAPSHOTS } from '../tree/folder.js';
 import { explain, readControl, requireTarget, targetFolder, WRITE_CONTROL, writeControl } from './control.js';
 import { requireMount } from './find-mount.js';
 import { note, printJson } from './output.js';
 
-const NO_NAME = `not a name for a target: no blanks, no leading dot or @, not \`${SNAPSHOTS}\``;
+const NO_NAME = `not a name for a target: ${NAME_RULE}`;
 const STDIN = 0;
 
 interface ActOptions {

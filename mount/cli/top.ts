@@ -37,7 +37,10 @@ export async function top(mountArgument: string, options: TopOptions): Promise<v
       isAnswered = sample !== undefined;
       if (!sample) break;
       // A terminal shows something at once, and rates when there are any.
-      if (before || isLive) output.show(options.json ? [json(sample, before)] : frame(sample, before));
+      if (before || isLive) {
+        const width = isLive ? process.stdout.columns || Infinity : Infinity;
+        output.show(options.json ? [json(sample, before)] : frame(sample, before, width));
+      }
       if (before) shown++;
       before = sample;
       if (shown < count) await output.rest(options.interval * 1000);
@@ -49,8 +52,11 @@ export async function top(mountArgument: string, options: TopOptions): Promise<v
   if (!isAnswered) exitNow(0);
 }
 
-/** The lines of a table, below a line that says when and what. Without `before` there are no rates. */
-export function frame(sample: Sample, before: Sample | undefined): string[] {
+/**
+ * The lines of a table, below a line that says when and what. Without `before` there are no rates. Where lines of `width` cannot hold
+ * it, what a target tells of itself has a line of its own, below the target's.
+ */
+export function frame(sample: Sample, before: Sample | undefined, width = Infinity): string[] {
   const rows = sample.targets.map((target) => {
     const rates = ratesOf(target, before);
     return [
@@ -65,7 +71,22 @@ export function frame(sample: Sample, before: Sample | undefined): string[] {
     return failed > 0 ? [`${target.name}: ${failed} requests failed`] : [];
   });
   const time = new Date().toTimeString().slice(0, 8);
-  return [`${time}  ${sample.mountPoint}`, ...columns([TITLES, ...rows], ALIGNMENT), ...errors];
+  return [`${time}  ${sample.mountPoint}`, ...table([TITLES, ...rows], width), ...errors];
+}
+
+function table(rows: readonly (readonly string[])[], width: number): string[] {
+  const lines = columns(rows, ALIGNMENT);
+  if (lines.every(({ length }) => length <= width)) return lines;
+  const states = columns(
+    rows.map((row) => [row.at(-1)!]),
+    'l',
+  );
+  const narrow = columns(
+    rows.map((row) => row.slice(0, -1)),
+    ALIGNMENT.slice(0, -1),
+  );
+  // The first of them are the titles.
+  return narrow.flatMap((line, i) => (i === 0 || states[i] === '' ? [line] : [line, `  ${states[i]}`]));
 }
 
 function ratesOf(target: TargetSample, before: Sample | undefined): Rates | undefined {

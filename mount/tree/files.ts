@@ -147,7 +147,7 @@ async function obey(files: readonly TreeFile[], { type }: LiveTarget, text: stri
     const words = [...(type.messages?.keys() ?? []), ...known];
     throw new DmError(
       'EINVAL',
-      `message \`${text}\`: expected one of ${words.join(', ') || 'none: the target has no messages'}`,
+      `message \`${text}\`: ${words.length > 0 ? `expected one of ${words.join(', ')}` : 'the target has no messages'}`,
     );
   }
   await file.text!.write!(value);

@@ -5,6 +5,10 @@ import type { EventLog } from './events.js';
 /** The folder of the root that is no target's. */
 export const SNAPSHOTS = 'snapshots';
 
+export const NAME_BYTES_MAX = 128;
+/** For messages. */
+export const NAME_RULE = `no blanks or slashes, no leading dot or @, ${NAME_BYTES_MAX} bytes at most, not ${SNAPSHOTS}`;
+
 export interface TreeFile {
   readonly name: string;
   /** Permission bits for the owner alone. */

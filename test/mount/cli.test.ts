@@ -1,4 +1,5 @@
 import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
+
 import type { Command } from 'commander';
 import { describe, expect } from 'vitest';
 import { program } from '../../mount/cli/program.js';
@@ -201,6 +202,8 @@ describe('dmfuse mount', () => {
     await until(() => existsSync(`${point}/.dmfuse`), 'the mount');
     await lab.dmfuseOk('umount', point);
     expect((await daemon.ended).stderr).toMatch(/^dmfuse: lane \d: \d+ LOOKUP node 1 /m);
+    expect(await lab.dmfuse('mount', '--debug', point)).toMatchObject({ code: 64 });
+    await expectNothingLeft(lab);
   });
 
   mountTest('--create can be repeated; a later one stands on an earlier', async (lab) => {

@@ -132,9 +132,13 @@ describe('dmfuse clone dump, check', () => {
       expect(
         found.map(({ block, problem }: { block: number; problem: string }) => `block ${block}: ${problem}`),
       ).toEqual(lines);
-      expect(await lab.refusal('clone', 'dump', 'bad')).toMatch(
-        new RegExp(`^bad: metadata block (${damaged.join('|')}): `),
-      );
+      expect(await lab.dmfuse('clone', 'dump', 'bad')).toMatchObject({
+        code: 2,
+        stdout: '',
+        stderr: expect.stringMatching(
+          new RegExp(`^dmfuse: bad: metadata block (${damaged.join('|')}): .+\\n$`),
+        ),
+      });
       expect(await lab.sha256('bad')).toBe(before);
     }
   });

@@ -1,12 +1,20 @@
 /** What the daemon has given up and what keeps it alive under pressure, as the kernel sees it, for every one of its threads. */
-import { readdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { describe, expect, test } from 'vitest';
 import { writeControl } from '../../mount/cli/control.js';
 import { printable } from '../../mount/cli/output.js';
 import { PidFile } from '../../mount/cli/pid-file.js';
 import { stats } from '../../mount/cli/stats.js';
 import { SavedFilters } from '../../mount/saved-filters.js';
-import { type Lab, MAIN, mountTest } from './harness.js';
+import { type Lab, MAIN, mountTest, until } from './harness.js';
 
 /** CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RESOURCE. */
 const KEPT = [1, 2, 14, 21, 24].reduce((bits, capability) => bits | (1n << BigInt(capability)), 0n);
@@ -69,6 +77,17 @@ mountTest('in the foreground too, for what touches I/O', async (lab) => {
   // It can still be mounted, unmounted and opened.
   await lab.dmfuseOk('umount', point);
   expect((await running.ended).code).toBe(0);
+});
+
+mountTest('SIGUSR1, which asks commands how far they are, opens no debugger', async (lab) => {
+  const point = lab.makeFolder('mnt');
+  const running = lab.startDmfuse('mount', point, '-f', '--lanes', '2');
+  await until(() => existsSync(`${point}/.dmfuse`), 'the mount');
+  running.signal('SIGUSR1');
+  await lab.dmfuseOk('umount', point);
+  const { code, stderr } = await running.ended;
+  expect(code).toBe(0);
+  expect(stderr).not.toMatch(/debugger/i);
 });
 
 mountTest('descriptors that a shell has left open stay with the shell, behind gaps too', async (lab) => {

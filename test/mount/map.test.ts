@@ -163,6 +163,16 @@ m[m.find(bytes([7]) * 512) + 9] ^= 1`,
     expect(await lab.dmfuseOk('map', point, 'x')).toMatch(
       /^x: linear, 1 MiB \(2048 sectors\)\n\ndata and holes; 1 letter = 512 B\n {8}0 \.{64}\n {3}32 KiB 1{64}\n {3}64 KiB \.{64}\n/,
     );
+    await lab.sh('ln x.svg kept; ln -s /dev/full full');
+    write(mount, 'x', 512, 64);
+    await lab.dmfuseOk('map', point, 'x', '-o', 'x.svg', '--width', '640');
+    expect(readFileSync(lab.path('x.svg'), 'utf8')).not.toBe(svg);
+    // Who has the old one open reads it to its end.
+    expect(readFileSync(lab.path('kept'), 'utf8')).toBe(svg);
+    expect(await lab.refusal('map', point, 'x', '-o', 'no/x.svg')).toBe('no/x.svg: there is no such folder');
+    expect(await lab.refusal('map', point, 'x', '-o', 'full', '--format', 'svg')).toBe(
+      'full: no space is left there',
+    );
     expect(await lab.refusal('map', point, 'none', '-o', 'n.png')).toMatch(
       /^none: there is no target of that name/,
     );

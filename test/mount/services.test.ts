@@ -78,6 +78,22 @@ describe('a mount file', () => {
     await lab.dmfuseOk('umount', point);
   });
 
+  mountTest('--state-dir is refused where nothing can be saved', async (lab) => {
+    const point = lab.makeFolder('mnt');
+    await lab.sh('touch file');
+    for (const [folder, reason] of [
+      [lab.path('file'), /^--state-dir \/.*\/file: nothing can be saved there: not a directory$/],
+      [lab.path('file/below'), /file\/below: nothing can be saved there: ENOTDIR/],
+      // mkdir(2) says there that the parent is missing.
+      ['/proc/dmfuse', /^--state-dir \/proc\/dmfuse: nothing can be saved there: ENOENT/],
+    ] as const)
+      expect(await lab.refusal('mount', point, '--state-dir', folder)).toMatch(reason);
+    expect(lab.daemons()).toEqual([]);
+    await lab.dmfuseOk('mount', point, '--state-dir', lab.path('a/b'));
+    expect(await lab.sh('stat -c %a a/b')).toBe('700\n');
+    await lab.dmfuseOk('umount', point);
+  });
+
   mountTest('--state-dir brings a filter back that the file attaches too', async (lab) => {
     const file = await image(lab, 'a.img');
     await lab.sh(`printf 'a linear ${file} 0 1 no_passthrough\na filter blksnap\n' >a.tab`);

@@ -208,6 +208,21 @@ describe('dmfuse stats', () => {
     await lab.sh(`mkdir ${folder}/dir.prom`);
     expect(await lab.refusal('stats', point, '--output', `${folder}/dir.prom`)).toMatch(/is a folder$/);
     expect(readdirSync(folder)).toEqual(['dir.prom', 'dmfuse.prom']);
+    // What is no regular file stays what it is, and so does a link.
+    await lab.sh('mkfifo pipe; ln -s /dev/full full; echo old >far; ln -s far link');
+    const [piped] = await Promise.all([
+      lab.sh('cat pipe'),
+      lab.dmfuseOk('stats', point, '--output', lab.path('pipe')),
+    ]);
+    expect(parseExposition(piped).value('dmfuse_open')).toBe(0);
+    expect(await lab.refusal('stats', point, '--output', lab.path('full'))).toMatch(
+      /no space is left there$/,
+    );
+    await lab.dmfuseOk('stats', point, '--output', lab.path('link'));
+    expect(await lab.sh('stat -c %F pipe full link far')).toBe(
+      'fifo\nsymbolic link\nsymbolic link\nregular file\n',
+    );
+    expect(parseExposition(readFileSync(lab.path('far'), 'utf8')).value('dmfuse_open')).toBe(0);
     for (const args of [['--json'], ['--listen', '0']])
       expect(await lab.dmfuse('stats', point, '--output', 'x', ...args)).toMatchObject({ code: 64 });
   });
@@ -358,6 +373,7 @@ describe('dmfuse top', () => {
   mountTest('on a terminal: one screen, which is given back, whatever ends it', async (lab) => {
     const { point, create, pid } = await lab.mount();
     await create('x', `linear ${await image(lab)} 0 1 no_passthrough`);
+    await create('y', `bow ${await image(lab, 'y.img')}`);
     for (const end of ['q', '\x03', 'SIGTERM', 'stuck']) {
       const text = await terminal(lab, point, end, pid);
       const [before, screen, after, ...more] = text.replaceAll(SCREEN_OFF, SCREEN_ON).split(SCREEN_ON);
@@ -370,13 +386,16 @@ describe('dmfuse top', () => {
       expect(first).toMatch(/^\d\d:\d\d:\d\d {2}\//);
       expect(lines[0]).toMatch(/^NAME {2}TYPE /);
       expect(lines[1]).toMatch(/^x {5}linear /);
-      expect(lines.length).toBe(2);
+      expect(lines.length).toBe(4);
       for (const line of shown.flatMap((frame) => frame.split('\r\n'))) {
         expect(line.split(WIPE_LINE)[0]!.length).toBeLessThanOrEqual(40);
         expect(line).toContain(WIPE_LINE);
       }
+      // What targets tell of themselves does not fit beside the numbers.
+      expect(lines[2]).toMatch(/^y {5}bow /);
+      expect(lines[3]).toMatch(/^ {2}state 0, 0 B free/);
       // On two rows, the last line says how much is hidden.
-      if (end === 'q') expect(shown.at(-1)).toMatch(/^\d\d:\d\d.*\s+… 2 more/);
+      if (end === 'q') expect(shown.at(-1)).toMatch(/^\d\d:\d\d.*\s+… 4 more/);
     }
   });
 });

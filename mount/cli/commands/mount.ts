@@ -48,7 +48,12 @@ export function mountCommands(dmfuse: Command): void {
     .option('--replace', 'first detach a dmfuse mount at MNT whose daemon is dead', false)
     .option('--source <NAME>', 'what mount(8) shows as the source; else the mount file, or dmfuse')
     .option('--debug', 'print a line for each request; needs --foreground', false)
-    .action(async (mountPoint, options) => (await import('../mount.js')).mount(mountPoint, options));
+    .action(async (mountPoint, options, command: Command) => {
+      if (options.debug && !options.foreground) {
+        command.error('error: --debug needs --foreground: the background has no stderr');
+      }
+      await (await import('../mount.js')).mount(mountPoint, options);
+    });
 
   dmfuse
     .command('umount')
