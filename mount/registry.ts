@@ -157,6 +157,7 @@ export class Registry {
     } catch (error) {
       slot.failure = messageOf(error);
       this.backings.release(slot.id);
+      this.retryDeferred();
       throw error;
     }
   }
@@ -262,6 +263,11 @@ export class Registry {
     await this.removals.onLessUse(slot);
   }
 
+  /** As Removals. */
+  retryDeferred(): void {
+    this.removals.retryDeferred();
+  }
+
   async remove(name: string): Promise<Slot> {
     return await this.removals.remove(name);
   }
@@ -328,6 +334,7 @@ export class Registry {
       await afterwards();
     } finally {
       slot.changing = false;
+      this.retryDeferred();
     }
   }
 
@@ -403,6 +410,7 @@ export class Registry {
     } finally {
       slot.changing = false;
       this.backings.release(filter.owner);
+      this.retryDeferred();
     }
   }
 

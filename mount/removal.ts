@@ -61,6 +61,14 @@ export class Removals {
     await this.removeIfDue(slot).catch((error) => this.raiseRefused(slot, error));
   }
 
+  /** What kept some target from being removed may have ended. */
+  retryDeferred(): void {
+    for (const slot of this.options.all()) {
+      // What is refused now was refused before, and stands in its events.
+      if (!slot.changing) void this.removeIfDue(slot).catch(() => {});
+    }
+  }
+
   /**
    * rmdir. Throws ENOENT, EBUSY while `device` is open (unless its removal is forced) or another target stands on this one, and what
    * a flush throws that may work the next time.

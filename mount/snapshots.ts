@@ -153,6 +153,7 @@ export class MountedSnapshots {
         if (folderIdOf(node) === kept.imagesFolder.id) this.nodes.delete(id);
       // Who waits for an event wakes to the end of the stream.
       kept.events.close();
+      this.options.registry.retryDeferred();
     }
     return [kept.folder.id, kept.imagesFolder.id];
   }

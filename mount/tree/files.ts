@@ -249,29 +249,32 @@ class TargetOutput implements OutputFile {
     this.cutOverrun();
   }
 
-  release(wasPassedThrough: boolean): void {
+  release(writesPassedThrough: boolean): void {
     const { slot } = this;
     slot.opens--;
-    if (slot.opens === 0) this.passthrough.close(slot.id);
     try {
-      if (wasPassedThrough) this.cutOverrun();
+      if (writesPassedThrough) this.cutOverrun();
     } catch {
       // FLUSH has told the writer, or nobody is left to tell.
     }
+    if (slot.opens === 0) this.passthrough.close(slot.id);
     void this.registry.onLessUse(slot);
   }
 
   /**
    * With passthrough the kernel writes to the backing file itself, and past the device's end it makes the file longer.
    * A device's size is fixed: what is too much goes, and whoever wrote it hears ENOSPC from close(2). A hole was not written: somebody
-   * has made the file longer, to let the target grow.
+   * has made the file longer, to let the target grow. What it was grown to may be no whole number of sectors: it is passed through no
+   * more then, but for those who have it open.
    */
   private cutOverrun(): void {
-    const { fd, size, path } = this.slot.live?.target.passthrough?.() ?? {};
-    if (fd === undefined || size === undefined || fstatSync(fd).size <= size) return;
-    if (!hasData(fd, size)) return;
+    const { slot } = this;
+    const file = slot.live && this.passthrough.fileOf(slot.id);
+    if (!file) return;
+    const { fd, size, path } = file;
+    if (fstatSync(fd).size <= size || !hasData(fd, size)) return;
     ftruncateSync(fd, size);
-    this.slot.events.raise(`write_past_end size=${size}`);
+    slot.events.raise(`write_past_end size=${size}`);
     throw new DmError('ENOSPC', `${path}: written past the device's end`);
   }
 }

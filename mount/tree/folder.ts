@@ -36,10 +36,10 @@ export interface OutputFile {
   readonly trimGranularity: number;
   /** open(2): the backing id where the kernel may do the I/O itself. Throws EBUSY, ENODEV. */
   open(writable: boolean): number | undefined;
-  /** close(2) of one that was passed through. Throws ENOSPC. */
+  /** close(2) of one whose writes were passed through. Throws ENOSPC. */
   flush(): void;
   /** The last close(2) of an open. */
-  release(wasPassedThrough: boolean): void;
+  release(writesPassedThrough: boolean): void;
 }
 
 export interface Folder {

@@ -47,7 +47,8 @@ interface Handle {
   readonly file: TreeFile | undefined;
   /** Of the file's folder. */
   readonly folderEvents: EventLog | undefined;
-  readonly passedThrough: boolean;
+  /** Its writes do not come to us. */
+  readonly writesPassedThrough: boolean;
   /** What a text file said when its reader was at the start. */
   text: Buffer | undefined;
   readonly cursor: EventCursor;
@@ -174,22 +175,22 @@ export class Tree {
     const { file, folder } = this.fileOf(node);
     const writable = (flags & O_ACCMODE) !== O_RDONLY;
     const backingId = file.device?.open(writable);
-    const passedThrough = backingId !== undefined;
-    const handle = this.addHandle({ file, folderEvents: folder?.events, passedThrough });
+    const writesPassedThrough = writable && backingId !== undefined;
+    const handle = this.addHandle({ file, folderEvents: folder?.events, writesPassedThrough });
     return { handle, kind: file.device ? 'device' : file.events ? 'events' : 'text', backingId };
   }
 
   /** Each close(2): tells of what only the end of a write can tell. Throws ENOSPC. */
   flush(handle: number): void {
-    const { file, passedThrough } = this.handle(handle);
-    if (passedThrough) file?.device?.flush();
+    const { file, writesPassedThrough } = this.handle(handle);
+    if (writesPassedThrough) file?.device?.flush();
   }
 
   release(handle: number): void {
     const open = this.handles.get(handle);
     this.handles.delete(handle);
     open?.stopPolling?.();
-    open?.file?.device?.release(open.passedThrough);
+    open?.file?.device?.release(open.writesPassedThrough);
   }
 
   /** Reads a control file. `events` waits until there is one, EAGAIN if it may not, EINTR when `signal` aborts it. */
@@ -261,7 +262,7 @@ export class Tree {
     this.handles.set(id, {
       file: undefined,
       folderEvents: undefined,
-      passedThrough: false,
+      writesPassedThrough: false,
       text: undefined,
       cursor: { next: 0, rest: Buffer.alloc(0) },
       stopPolling: undefined,

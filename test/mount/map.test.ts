@@ -178,6 +178,11 @@ m[m.find(bytes([7]) * 512) + 9] ^= 1`,
     );
     await lab.sh(`mkdir ${mount.path('empty')}`);
     expect(await lab.refusal('map', point, 'empty')).toBe('map empty: no table is loaded');
+    await mount.create('u', 'linear @x 0');
+    await lab.dmfuseOk('suspend', point, 'x');
+    expect(await lab.refusal('map', point, 'u')).toBe('x: suspended; resume it first');
+    await lab.dmfuseOk('resume', point, 'x');
+    await lab.sh(`rmdir ${mount.path('u')}`);
     for (const args of [
       ['-o', 'x.jpg'],
       ['-o', '-'],

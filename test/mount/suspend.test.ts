@@ -538,4 +538,24 @@ describe('a resume that finds a backing grown', () => {
       expect((await mount.events('x')).at(-1)).toMatch(/^write_past_end size=1048576 /);
     },
   );
+
+  mountTest('passed through: who only reads cuts nothing that was appended to the file', async (lab) => {
+    await lab.sh('head -c 1M /dev/urandom >x.img; head -c 1M /dev/urandom >more');
+    const mount = await mountWith(lab, [['x', `linear ${lab.path('x.img')} 0`]]);
+    await lab.sh(`cat more >>x.img; head -c 4096 ${mount.path('x/device')} | cmp - x.img -n 4096`);
+    await resume(mount, 'x');
+    await lab.sh(`tail -c 1M ${mount.path('x/device')} | cmp - more`);
+  });
+
+  mountTest('passed through, grown to a part of a sector: its size is kept all the same', async (lab) => {
+    await lab.sh('truncate -s 1M x.img');
+    const mount = await mountWith(lab, [['x', `linear ${lab.path('x.img')} 0`]]);
+    const size = 2 * MIB + 700;
+    const { code, stderr } = await lab.shell(`exec 3<>${mount.path('x/device')}; truncate -s ${size} x.img
+      echo 0 >${mount.path('x/suspended')}
+      dd if=/dev/urandom of=${mount.path('x/device')} bs=4k seek=600 count=1 conv=notrunc`);
+    expect({ code, stderr }).toMatchObject({ code: 1, stderr: expect.stringMatching(/No space left/) });
+    expect(statSync(lab.path('x.img')).size).toBe(size);
+    expect(sectorsOf(mount, 'x')).toBe(4097);
+  });
 });

@@ -496,6 +496,40 @@ describe('remove', () => {
     expect(await refusedLine(path('x/removal'), 'soon')).toBe('EINVAL');
   });
 
+  mountTest('--deferred: what was in its way at the last close need only end', async (lab) => {
+    await lab.sh('truncate -s 1M l.img x.img');
+    const mount = await mountWith(lab, [
+      ['l', `linear ${lab.path('l.img')} 0 ${IN_LANES}`],
+      ['u', 'linear @l 0'],
+      ['x', `linear ${lab.path('x.img')} 0 ${IN_LANES}`],
+    ]);
+    const { point, path } = mount;
+    const closeDeferred = async (name: string) => {
+      const holder = await hold(lab, path(name, 'device'));
+      await lab.dmfuseOk('remove', point, name, '--deferred');
+      return async () => {
+        holder.kill();
+        await holder.ended;
+        const refused = async () => (await mount.events(name)).some((line) => /^remove_refused/.test(line));
+        await until(refused, 'a refusal');
+      };
+    };
+    const closeLower = await closeDeferred('u');
+    await setFile(path('l/suspended'), '1');
+    await closeLower();
+    expect(existsSync(path('u'))).toBe(true);
+    await setFile(path('l/suspended'), '0');
+    await until(() => !existsSync(path('u')), 'u to go');
+
+    await track(mount, 'x');
+    const closeTracked = await closeDeferred('x');
+    const snapshot = await SnapshotFolder.make(mount, 's', ['x']);
+    await closeTracked();
+    await snapshot.remove();
+    await until(() => !existsSync(path('x')), 'x to go');
+    expect(await lab.ok('ls', point)).toBe('l\n');
+  });
+
   mountTest('--deferred, again and again: opens and closes race with it', async (lab) => {
     await image(lab, 'x.img');
     const mount = await mountWith(lab);

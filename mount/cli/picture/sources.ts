@@ -6,7 +6,7 @@
  * they go from light to dark.
  */
 import { closeSync, openSync, readSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { StringDecoder } from 'node:string_decoder';
 import { type Extent, extentOf } from '../../../src/device/block-device.js';
 import { FileDevice } from '../../../src/device/file.js';
@@ -185,6 +185,7 @@ async function linear(subject: Subject, cellsMax: number, looked: Looked): Promi
     { name: 'data', color: P.blue, weight: 1 },
   ];
   const grid = new Grid(subject.sectors, classes, cellsMax);
+  refuseHeld(subject.folder);
   const path = join(subject.folder, 'device');
   const fd = openFile(path);
   try {
@@ -202,6 +203,17 @@ async function linear(subject: Subject, cellsMax: number, looked: Looked): Promi
     closeSync(fd);
   }
   return { title: 'data and holes', note: '', grid };
+}
+
+/** Throws EBUSY where whoever looks at the device would wait until somebody resumes what it stands on, and nothing could end him. */
+function refuseHeld(folder: string): void {
+  const name = basename(folder);
+  if (readControl(folder, 'suspended') === '1')
+    throw new DmError('EBUSY', `${name}: suspended; resume it first`);
+  for (const line of linesOf(folder, 'deps')) {
+    const [, below = ''] = splitWords(line);
+    if (below.startsWith('@')) refuseHeld(join(dirname(folder), below.slice(1)));
+  }
 }
 
 /** Ages in takes: 0 is what had changed at the last one. From newest to oldest. */
