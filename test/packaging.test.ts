@@ -32,7 +32,7 @@ async function install(lab: Lab, packed: string): Promise<string> {
   }
   const prefix = lab.makeFolder('prefix');
   await lab.sh(
-    `PATH='${tools}' npm install --global --prefix '${prefix}' --omit=dev --prefer-offline --no-audit --no-fund '${packed}'`,
+    `PATH='${tools}' NODE_EXTRA_CA_CERTS="$NPM_EXTRA_CA_CERTS" npm install --global --prefix '${prefix}' --omit=dev --prefer-offline --no-audit --no-fund '${packed}'`,
   );
   return prefix;
 }

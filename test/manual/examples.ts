@@ -105,15 +105,5 @@ export async function runExamples(
   });
   const script = [example.prepare ?? '', ...lines, 'detach', example.check ?? ''].join('\n');
   writeFileSync(lab.path('examples'), script);
-  await lab.ok(
-    'unshare',
-    '-m',
-    '--propagation',
-    'private',
-    'bash',
-    PLACE,
-    lab.folder,
-    process.execPath,
-    main,
-  );
+  await lab.ok('unshare', '-m', '--propagation', 'slave', 'bash', PLACE, lab.folder, process.execPath, main);
 }

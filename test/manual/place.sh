@@ -16,17 +16,13 @@ root=$folder/root
 
 build_root() {
   local point type
-  # What others have mounted stays theirs: a copy of it here would keep it in use.
-  # Or it goes just now: who removes the directory under his own mount takes the copies away too.
-  while read -r point; do umount -l "$point" 2>/dev/null || ! mountpoint -q "$point"; done < <(
-    awk -v own="$folder" '$5 ~ "/dmfuse-e2e-" && index($5, own) != 1 { print $5 }' /proc/self/mountinfo | tac
-  )
   mkdir -p "$root" "$folder/layers"
   mount -t tmpfs none "$folder/layers"
   mkdir "$folder/layers/upper" "$folder/layers/work"
   mount -t overlay -o "lowerdir=/,upperdir=$folder/layers/upper,workdir=$folder/layers/work" none "$root"
   while read -r point type; do
-    [[ $point == / || $point == "$folder"/* || $type == fuse* ]] || mount --bind "$point" "$root$point"
+    # Nor what others have mounted: a copy of it would keep it in use.
+    [[ $point == / || $point == */dmfuse-e2e-* || $type == fuse* ]] || mount --bind "$point" "$root$point"
   done < <(awk '{ for (i = 7; $i != "-"; i++); print $5, $(i + 1) }' /proc/self/mountinfo)
   for point in /img /backup /srv /mnt /var/tmp; do
     mkdir -p "$root$point" "$folder/real$point"
@@ -36,7 +32,7 @@ build_root() {
   # Fewer lanes than usual, which start sooner.
   cat >"$root/usr/local/bin/dmfuse" <<END
 #!/bin/bash
-[[ \$1 != mount ]] || set -- mount --lanes 3 "\${@:2}"
+[[ \$1 != mount ]] || set -- mount --lanes 2 "\${@:2}"
 exec "$node" "$main" "\$@"
 END
   chmod +x "$root/usr/local/bin/dmfuse"

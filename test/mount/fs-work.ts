@@ -10,10 +10,10 @@ import type { Lab, Mount } from './harness.js';
 /** Of targets, by name; those that stand on others come after them. */
 export type Tables = readonly (readonly [name: string, table: string])[];
 
-/** Mounts with these targets. A lane more is a tenth of a second more until the mount answers; stories need few. */
+/** Mounts with these targets. */
 export async function mountWith(lab: Lab, tables: Tables = [], name = 'mnt'): Promise<Mount> {
   const creates = tables.flatMap(([target, table]) => ['--create', `${target} ${table}`]);
-  return await lab.mount({ name, args: ['--lanes', '3', ...creates] });
+  return await lab.mount({ name, args: creates });
 }
 
 /** Unmounts, and waits until the daemon has gone. */

@@ -80,7 +80,7 @@ abort_connections() {
     [[ $type == fuse* ]] || continue
     echo "guard: aborts the connection of $at"
     # A mount of fusectl that nobody else sees: many machines have none.
-    unshare -m bash -c 'mount -t fusectl none /sys/fs/fuse/connections && echo 1 >"/sys/fs/fuse/connections/$0/abort"' \
+    unshare -m --propagation slave bash -c 'mount -t fusectl none /sys/fs/fuse/connections && echo 1 >"/sys/fs/fuse/connections/$0/abort"' \
       "${id#*:}"
   done
 }
@@ -117,11 +117,15 @@ clean() {
   for cgroup in /sys/fs/cgroup/{memory/,}"${folder##*/}"; do
     [[ ! -d $cgroup ]] || limited 10 rmdir "$cgroup"
   done
+  umount "$folder" || umount -l "$folder"
   rm -rf --one-file-system "$folder"
 }
 
 aborted=
 mkdir "$folder" || exit 1
+# Tests that run meanwhile may have mount namespaces of their own, with copies of the mounts here. They are slaves: what is unmounted
+# here must not live on there, and a file system with it.
+mount --bind "$folder" "$folder" && mount --make-shared "$folder" || exit 1
 echo ready
 read -r -t "$limit"
 if (($? > 128)); then

@@ -236,7 +236,7 @@ export class Lab {
   startDmfuse(...args: string[]): Running {
     const [verb, ...rest] = args;
     // Eight, the default, take longer to start than most tests last; those for which it matters say how many.
-    const lanes = verb === 'mount' && !rest.includes('--lanes') ? ['--lanes', '3', ...rest] : rest;
+    const lanes = verb === 'mount' && !rest.includes('--lanes') ? ['--lanes', '2', ...rest] : rest;
     return this.start(process.execPath, [MAIN, ...args.slice(0, 1), ...lanes]);
   }
 

@@ -279,7 +279,7 @@ class Life {
     const { lab, prng, image, slots, options } = this;
     await lab.ok('cp', lab.path('original'), image);
     const table = `x bow ${image} 1 block_size:${options.blockSize}`;
-    this.mount = await lab.mount({ name: `mnt${options.number}`, args: ['--lanes', '8', '--create', table] });
+    this.mount = await lab.mount({ name: `mnt${options.number}`, args: ['--lanes', '4', '--create', table] });
     await this.trim();
     const words = [`${this.target}/device`, String(prng.below(1e9)), JSON.stringify(slots)];
     const witness = lab.start('python3', ['-c', WITNESS, ...words]);

@@ -199,7 +199,7 @@ none ${empty} dmfuse defaults,lanes=2 0 0\n`,
         env -i "$(command -v umount)" ${empty}
         for pid in $pids; do while [[ -d /proc/$pid ]]; do sleep 0.02; done; done`,
       });
-      expect(await lab.sh('unshare -m bash -euo pipefail inside')).toBe(
+      expect(await lab.sh('unshare -m --propagation slave bash -euo pipefail inside')).toBe(
         `2\n${[...STACK, 'snapshots'].sort().join(' ')} blksnap\n`,
       );
     },

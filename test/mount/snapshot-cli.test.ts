@@ -16,7 +16,7 @@ async function mountTargets(lab: Lab, ...names: string[]): Promise<Mount> {
     creates.push('--create', `${name} linear ${lab.path(`${name}.img`)} 0 1 no_passthrough`);
   }
   return await lab.mount({
-    args: ['--lanes', '3', '--param', `diff_storage_minimum=${PORTION}`, ...creates],
+    args: ['--param', `diff_storage_minimum=${PORTION}`, ...creates],
   });
 }
 
@@ -42,7 +42,7 @@ async function holdWrites(
   { loop, fs }: { loop: string; fs: string },
 ): Promise<() => void> {
   await lab.sh('truncate -s 64M slow.img');
-  const below = await lab.mount({ name: 'below', args: ['--lanes', '3'] });
+  const below = await lab.mount({ name: 'below' });
   await below.create('b', `linear ${lab.path('slow.img')} 0 1 no_passthrough`);
   await above.create('slow', `linear ${below.path('b/device')} 0 1 no_passthrough`);
   await lab.sh(`echo blksnap >${above.path('slow/filter')}`);
@@ -460,7 +460,7 @@ describe('dmfuse snapshot watch', () => {
 
 describe('dmfuse cbt', () => {
   mountTest('info, map, --since, --generation, --raw, dirty', async (lab) => {
-    const mount = await lab.mount({ args: ['--lanes', '3'] });
+    const mount = await lab.mount();
     const { point } = mount;
     // The last block is one sector.
     await lab.sh(`truncate -s ${4 * 65536 + 512} a.img`);

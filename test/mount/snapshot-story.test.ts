@@ -42,7 +42,7 @@ async function mountLinear(
   lab: Lab,
   names: readonly string[],
   args: readonly string[] = [],
-  lanes = 3,
+  lanes = 2,
 ): Promise<Mount> {
   const creates = names.flatMap((name) => ['--create', `${name} ${linear(lab, name)}`]);
   return await lab.mount({ args: ['--lanes', `${lanes}`, ...creates, ...args] });
@@ -1146,7 +1146,7 @@ mountTest('a tracked device of 16 TiB, and a snapshot of it, take little memory'
   await lab.sh('mkdir huge; mount -t tmpfs none huge; truncate -s 16T huge/disk');
   lab.onClose(async () => void (await lab.shell('umount huge')));
   const mount = await lab.mount({
-    args: ['--lanes', '3', '--create', `x linear ${lab.path('huge/disk')} ${NO_PASSTHROUGH}`],
+    args: ['--create', `x linear ${lab.path('huge/disk')} ${NO_PASSTHROUGH}`],
   });
   const resident = () =>
     Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${mount.pid}/status`, 'utf8'))![1]) / 1024;

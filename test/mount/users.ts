@@ -51,7 +51,7 @@ export async function runAs(
     cd ${lab.path('his')}
     program=(${lab.path('world/node')} ${lab.path('world/repository/dist/main.js')})
     dmfuse() { ${byRoot ? PREFIX[user] : ''} "\${program[@]}" "$@"; }
-    mount_dmfuse() { dmfuse mount mnt --lanes 3 ${mountOptions} "$@"; }
+    mount_dmfuse() { dmfuse mount mnt --lanes 2 ${mountOptions} "$@"; }
     # refused WORDS COMMAND…: it exits 1 and its error contains the words
     refused() {
       local words=$1 code=0
@@ -67,5 +67,5 @@ export async function runAs(
     ${script}`;
   await lab.sh(`cat >outside; chmod 755 .`, { input: outside });
   await lab.sh('cat >inside; chmod 644 inside', { input: inside });
-  return await lab.sh('unshare -m bash -euo pipefail outside inside');
+  return await lab.sh('unshare -m --propagation slave bash -euo pipefail outside inside');
 }

@@ -46,7 +46,7 @@ describe('cut-P1, cut-P2, cut-P3: a power cut at every operation', () => {
   it.each([512, 1024, 2048, 4096])('block %i', (blockSize) =>
     testPowerCuts({
       name: `bow, block ${blockSize}`,
-      cuts: 12_000,
+      cuts: 6_000,
       seen,
       make: (rng, power) => makeSubject(rng, power, blockSize),
     }),
