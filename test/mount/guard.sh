@@ -117,7 +117,8 @@ clean() {
   for cgroup in /sys/fs/cgroup/{memory/,}"${folder##*/}"; do
     [[ ! -d $cgroup ]] || limited 10 rmdir "$cgroup"
   done
-  umount "$folder" || umount -l "$folder"
+  # The test may have a file open still.
+  umount -l "$folder"
   rm -rf --one-file-system "$folder"
 }
 

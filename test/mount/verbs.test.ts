@@ -1,5 +1,5 @@
 /** dmsetup's verbs as a user meets them: plain, with --json, in columns. Suspend and resume are suspend.test.ts. */
-import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { constants, existsSync, readFileSync, readlinkSync } from 'node:fs';
 import { rename, rmdir } from 'node:fs/promises';
 import { describe, expect } from 'vitest';
 import { cloneTable, hydrationOf, makeTargetFiles } from './clone-work.js';
@@ -236,24 +236,19 @@ describe('message', () => {
 });
 
 describe('wait', () => {
-  /** Waits are under way: each has both its streams open. */
+  /** Waits are under way: each knows what there was before it began, and reads what is next. */
   const listening = (waits: readonly Running[]) =>
-    until(
-      () =>
-        waits.every(
-          ({ pid }) =>
-            streamsOf(pid) === 2 && readFileSync(`/proc/${pid}/wchan`, 'utf8') === 'request_wait_answer',
-        ),
-      'the waits to wait',
-    );
-  const streamsOf = (pid: number) =>
-    readdirSync(`/proc/${pid}/fd`).filter((fd) => {
-      try {
-        return readlinkSync(`/proc/${pid}/fd/${fd}`).endsWith('/events');
-      } catch {
-        return false; // closed just now
-      }
-    }).length;
+    until(() => waits.every(({ pid }) => isListening(pid)), 'the waits to wait');
+  const isListening = (pid: number) => {
+    const [, fd = ''] = readFileSync(`/proc/${pid}/syscall`, 'utf8').split(' ');
+    try {
+      const flags = /^flags:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${Number(fd)}`, 'utf8'))![1]!;
+      const isWaiting = (Number.parseInt(flags, 8) & constants.O_NONBLOCK) === 0;
+      return isWaiting && readlinkSync(`/proc/${pid}/fd/${Number(fd)}`).endsWith('/events');
+    } catch {
+      return false; // in no call, or in one that is about no descriptor
+    }
+  };
 
   /** Raises an event: a refused line. */
   const provoke = async (mount: Mount, line: string) =>
