@@ -7,11 +7,12 @@
  * theirs are not saved.
  */
 import { accessSync, type BigIntStats, constants, existsSync, fstatSync, mkdirSync, statSync } from 'node:fs';
-import { mkdir, open, readFile, rename, rm, unlink } from 'node:fs/promises';
+import { open, readFile, rename, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DmError, type ErrnoName, messageOf } from '../src/errors.js';
 import type { Backing } from '../src/targets/target.js';
+import { writeDraft } from './draft.js';
 
 /** Times of change are as coarse as a tick of the kernel's clock, 10 ms at most: of two changes in one, the second may not show. */
 const TICK_MS = 20;
@@ -67,7 +68,12 @@ export function prepareStateDir(folder: string): void {
 function makeFolder(path: string): void {
   if (existsSync(path)) return;
   makeFolder(dirname(path));
-  mkdirSync(path, { mode: 0o700 });
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (error) {
+    // Another daemon that begins just now, with the same folder, may have made it.
+    if (!existsSync(path)) throw error;
+  }
 }
 
 export class SavedFilters {
@@ -93,17 +99,9 @@ export class SavedFilters {
 
   /** Durable when it resolves. */
   async save(name: string, filter: string, bytes: Uint8Array): Promise<void> {
-    await mkdir(this.folder, { recursive: true, mode: 0o700 });
+    makeFolder(this.folder);
     const path = this.path(name, filter);
-    // Anew: what a crash has left there, or somebody else's link.
-    await rm(`${path}.new`, { force: true });
-    const file = await open(`${path}.new`, 'wx', 0o600);
-    try {
-      await file.writeFile(bytes);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
+    await writeDraft(`${path}.new`, bytes, 0o600);
     await rename(`${path}.new`, path);
     await this.syncFolder();
   }

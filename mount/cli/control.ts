@@ -33,12 +33,12 @@ export function isThere(path: string, mountPoint: string): boolean {
     return true;
   } catch (error) {
     if (['ENOENT', 'ENAMETOOLONG'].includes((error as NodeJS.ErrnoException).code ?? '')) return false;
-    throw explain(error, path, daemonIsDead(mountPoint));
+    throw explain(error, path, whyNoAnswer(mountPoint));
   }
 }
 
 /** For `explain`: why nobody answers, or nobody answers us. */
-export function daemonIsDead(mountPoint: string): Partial<Record<ErrnoName, string>> {
+export function whyNoAnswer(mountPoint: string): Partial<Record<ErrnoName, string>> {
   const remedy = `\`dmfuse umount ${mountPoint}\` clears it away, \`dmfuse mount --replace ${mountPoint} …\` mounts anew`;
   return {
     ENOTCONN: `its daemon is dead; ${remedy}`,
@@ -88,7 +88,7 @@ function nobodyServes(folder: string): Partial<Record<ErrnoName, string>> {
   const mount = readMountInfo().find(
     ({ type, mountPoint }) => type === 'fuse.dmfuse' && `${folder}/`.startsWith(`${mountPoint}/`),
   );
-  return mount ? daemonIsDead(mount.mountPoint) : {};
+  return mount ? whyNoAnswer(mount.mountPoint) : {};
 }
 
 /** What the daemon said when it last refused a write to `file`. */

@@ -27,13 +27,13 @@ export function requireMount(path: string): string {
 
 /** What is on top of all that is mounted at `path`, if it is a dmfuse. */
 export function topMount(path: string): MountInfo | undefined {
-  const top = topOf(mountsAt(path));
+  const top = topAt(resolve(path), realPath(path));
   return top?.type === FS_TYPE ? top : undefined;
 }
 
 /** Throws EBUSY where something else is mounted over the dmfuse at `mountPoint`. */
 export function refuseCovered(mountPoint: string): void {
-  const top = topOf(readMountInfo().filter((mount) => mount.mountPoint === mountPoint));
+  const top = topAt(mountPoint);
   if (!top || top.type === FS_TYPE) return;
   throw new DmError(
     'EBUSY',
@@ -51,15 +51,10 @@ export function isDead(mountPoint: string): boolean {
   }
 }
 
-/** Of all that is mounted at a path, what nothing covers. */
-function topOf(mounts: readonly MountInfo[]): MountInfo | undefined {
+/** Of all that is mounted at these paths, of any type, what nothing covers. */
+function topAt(...paths: readonly (string | undefined)[]): MountInfo | undefined {
+  const mounts = readMountInfo().filter(({ mountPoint }) => paths.includes(mountPoint));
   return mounts.filter(({ id }) => !mounts.some(({ parentId }) => parentId === id)).at(-1);
-}
-
-/** All that is mounted at `path`, of any type. */
-function mountsAt(path: string): MountInfo[] {
-  const wanted = [resolve(path), realPath(path)];
-  return readMountInfo().filter(({ mountPoint }) => wanted.includes(mountPoint));
 }
 
 /** Without links; undefined where there is nothing. */

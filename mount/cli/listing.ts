@@ -5,7 +5,7 @@ import { DmError } from '../../src/errors.js';
 import { splitWords } from '../../src/table.js';
 import { lacksLine, parseFacts } from '../transport.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { daemonIsDead, explain, readControl } from './control.js';
+import { explain, readControl, whyNoAnswer } from './control.js';
 import { requireMount } from './find-mount.js';
 import { print, printJson } from './output.js';
 
@@ -274,7 +274,7 @@ function readNames(mountPoint: string): string[] {
   try {
     return readdirSync(mountPoint).filter((name) => name !== SNAPSHOTS);
   } catch (error) {
-    throw explain(error, mountPoint, daemonIsDead(mountPoint));
+    throw explain(error, mountPoint, whyNoAnswer(mountPoint));
   }
 }
 

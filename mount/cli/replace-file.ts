@@ -1,6 +1,7 @@
 /** Files that commands write for others to read: whoever opens one finds what was there before, or all of the new content. */
 import { realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { writeDraft } from '../draft.js';
 import { explain } from './control.js';
 
 /** What is no regular file (a pipe, /dev/stdout) is written to as it is: a rename would put a file in its place. */
@@ -15,9 +16,7 @@ export async function replaceFile(path: string, content: string | Uint8Array): P
     if (isSpecial) {
       await writeFile(path, content);
     } else {
-      // Anew: where others may write to the folder, it could be their link to any file.
-      await rm(draft, { force: true });
-      await writeFile(draft, content, { flag: 'wx' });
+      await writeDraft(draft, content);
       await rename(draft, target);
     }
   } catch (error) {

@@ -8,7 +8,7 @@ import { DmError } from '../../src/errors.js';
 import { SECTOR_BYTES } from '../../src/units.js';
 import { type Latency, parseLatencyText, STAT_NAMES, type StatName, type TimedOp } from '../lanes/stats.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { daemonIsDead, explain, readControlLater } from './control.js';
+import { explain, readControlLater, whyNoAnswer } from './control.js';
 import { requireMount } from './find-mount.js';
 import { PARAMS, parseState } from './snapshot-files.js';
 import { parseStatusLine, type StatusLine } from './status-line.js';
@@ -122,7 +122,7 @@ async function listFolder(folder: string, mountPoint: string): Promise<string[]>
   try {
     return await readdir(folder);
   } catch (error) {
-    throw explain(error, folder, daemonIsDead(mountPoint));
+    throw explain(error, folder, whyNoAnswer(mountPoint));
   }
 }
 

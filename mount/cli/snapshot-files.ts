@@ -6,7 +6,7 @@ import { DmError, messageOf } from '../../src/errors.js';
 import { blksnap } from '../../src/filters/blksnap/tracker.js';
 import { quoteWord, splitWords } from '../../src/table.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { daemonIsDead, explain, isThere, readControl, requireTarget, writeControl } from './control.js';
+import { explain, isThere, readControl, requireTarget, whyNoAnswer, writeControl } from './control.js';
 import { note } from './output.js';
 
 /** No snapshot, but what all of them go by. */
@@ -62,7 +62,7 @@ export async function createSnapshot(
       EEXIST: name === PARAMS ? NO_NAME : 'there is one of that name',
       EINVAL: NO_NAME,
       ENAMETOOLONG: NO_NAME,
-      ...daemonIsDead(mountPoint),
+      ...whyNoAnswer(mountPoint),
     });
   }
   const attached: string[] = [];

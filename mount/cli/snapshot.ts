@@ -14,7 +14,7 @@ import { join, resolve } from 'node:path';
 import { DmError } from '../../src/errors.js';
 import { quoteWord } from '../../src/table.js';
 import { SNAPSHOTS } from '../tree/folder.js';
-import { daemonIsDead, explain, readControl, writeControl } from './control.js';
+import { explain, readControl, whyNoAnswer, writeControl } from './control.js';
 import { parseEvent, readEvents } from './event-line.js';
 import { fileSystemOf, fileSystemsOn } from './file-systems.js';
 import { requireMount } from './find-mount.js';
@@ -238,6 +238,6 @@ function snapshotNames(mountPoint: string): string[] {
   try {
     return readdirSync(join(mountPoint, SNAPSHOTS)).filter((name) => name !== 'params');
   } catch (error) {
-    throw explain(error, mountPoint, daemonIsDead(mountPoint));
+    throw explain(error, mountPoint, whyNoAnswer(mountPoint));
   }
 }
