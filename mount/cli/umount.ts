@@ -1,4 +1,4 @@
-/** `dmfuse umount`: refuses while a device is open and says by whom; waits until the daemon has flushed and gone. */
+/** `dmfuse umount`: refuses while a file in it stays open and says by whom; waits until the daemon has flushed and gone. */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -8,6 +8,9 @@ import { requireMount, topMount } from './find-mount.js';
 import { readMountInfo } from './mount-info.js';
 import { note } from './output.js';
 
+/** `dmfuse top`, or whatever scrapes the counters, has control files open for a moment: that is no reason to refuse. */
+const ATTEMPTS = 10;
+const RETRY_MS = 50;
 const POLL_MS = 10;
 /** How long a daemon may take to end before it is said what it may wait for. */
 const PATIENCE_MS = 3000;
@@ -17,18 +20,30 @@ export async function umount(mountArgument: string): Promise<void> {
   const mountPoint = requireMount(mountArgument);
   const daemon = daemonPid(mountPoint);
   const device = topMount(mountPoint)?.device;
-  const users = usersOf(mountPoint);
-  if (users.length > 0) throw new DmError('EBUSY', `${mountPoint}: in use: ${users.join('; ')}`);
-  try {
-    await unmount(mountPoint);
-  } catch (error) {
-    const busy = errnoOf(error) === errnoOf({ code: 'EBUSY' });
-    throw busy ? new DmError('EBUSY', `${mountPoint}: in use: fuser -vm ${mountPoint} tells by whom`) : error;
+  // Only this one: somebody else may unmount it meanwhile, and another dmfuse be below it.
+  for (let attempt = 1; topMount(mountPoint)?.device === device; attempt++) {
+    const users = await unmountUnlessUsed(mountPoint);
+    if (users === undefined) break;
+    if (attempt === ATTEMPTS) throw new DmError('EBUSY', `${mountPoint}: in use: ${users}`);
+    await sleep(RETRY_MS);
   }
   if (daemon === undefined) return;
   const patience = setTimeout(() => note(stillServed(mountPoint, daemon, device)), PATIENCE_MS);
   while (isAlive(daemon)) await sleep(POLL_MS);
   clearTimeout(patience);
+}
+
+/** Returns by whom it is used; undefined when it has been unmounted. */
+async function unmountUnlessUsed(mountPoint: string): Promise<string | undefined> {
+  const users = usersOf(mountPoint);
+  if (users.length > 0) return users.join('; ');
+  try {
+    await unmount(mountPoint);
+    return undefined;
+  } catch (error) {
+    if (errnoOf(error) === errnoOf({ code: 'EBUSY' })) return `fuser -vm ${mountPoint} tells by whom`;
+    throw error;
+  }
 }
 
 /** Why the daemon of a mount that is gone here may go on: the mount is in other mount namespaces too (containers, services). */
