@@ -125,7 +125,9 @@ const meet = () => {
     Atomics.store(words, 0, 0);
     Atomics.add(words, 1, 1);
     Atomics.notify(words, 1);
-  } else Atomics.wait(words, 1, round);
+  }
+  // Looked at anew: who was late to be told wakes those that wait for the next time already.
+  while (Atomics.load(words, 1) === round) Atomics.wait(words, 1, round);
 };
 for (let round = 0; round < rounds; round++) {
   meet();
