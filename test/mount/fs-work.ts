@@ -140,13 +140,18 @@ class Thread(threading.Thread):
         os.fsync(self.slot_file)
         os.fsync(self.log)
         os.fsync(folder)
+    def sync_folder(self):
+        os.fsync(folder)
+        # Of a folder ext4 says 0 also where the commit with its change has failed, if another thread was told so. This flushes
+        # the device itself, which answers or is gone.
+        os.fdatasync(self.slot_file)
     def replace(self, number):
         name = '%d-%d' % (self.t, self.rng.randrange(NAMES))
         path = root + '/' + name
         if self.names.get(name) and self.rng.random() < 0.3:
             self.open = ['name', name, None]
             os.unlink(path)
-            os.fsync(folder)
+            self.sync_folder()
             self.names[name] = None
             return
         self.open = ['name', name, number]
@@ -157,7 +162,7 @@ class Thread(threading.Thread):
         finally:
             os.close(fd)
         os.rename(path + '.new', path)
-        os.fsync(folder)
+        self.sync_folder()
         self.names[name] = number
     def append(self, number):
         self.open = ['log']
