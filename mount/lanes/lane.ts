@@ -2,7 +2,7 @@
  * A lane: one worker thread that reads a request from /dev/fuse, serves it to its end and writes the reply, for ever.
  * No event loop, no promise and no callback on the data path. Requests that are not for a device's data go to main.
  *
- * It ends when the mount is gone: read(2) then fails with ENODEV.
+ * It ends when the mount is gone: read(2) then fails with ENODEV, or once with ECONNABORTED.
  */
 import { readSync, writeSync } from 'node:fs';
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
@@ -57,7 +57,8 @@ function readRequest(): boolean {
       return true;
     } catch (error) {
       const code = (error as NodeJS.ErrnoException).code;
-      if (code === 'ENODEV') return false;
+      // ECONNABORTED: it went while this thread was taking a request, as a last close after a lazy umount can have it.
+      if (code === 'ENODEV' || code === 'ECONNABORTED') return false;
       // ENOENT: the request was interrupted before we had it.
       if (code !== 'ENOENT' && code !== 'EINTR' && code !== 'EAGAIN') throw error;
     }
